@@ -1,0 +1,72 @@
+"""The faults a user can mend. Each prints as one line, `place: fault; remedy`, and owns an exit code."""
+
+from collections.abc import Sequence
+
+
+class SdpoError(Exception):
+    """A fault the user can mend.
+
+    Args:
+        fault: what is wrong, lower case, without a final full stop.
+        place: where: a file, a recipe field, a plug-in. Empty when there is no place.
+        remedy: what to do about it. Empty only when the fault says it already.
+    """
+
+    exit_code = 1
+
+    def __init__(self, fault: str, *, place: str = "", remedy: str = "") -> None:
+        self.fault, self.place, self.remedy = fault, place, remedy
+        super().__init__(one_line(fault, place, remedy))
+
+
+class UsageError(SdpoError):
+    """The command line or an input file asks for something that cannot be done."""
+
+    exit_code = 2
+
+
+class RecipeError(SdpoError):
+    """One or several faults of a recipe, all reported at once, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, faults: "Sequence[SdpoError | str]") -> None:
+        self.faults = [str(fault) for fault in faults]
+        Exception.__init__(self, "\n".join(self.faults))
+
+
+class PluginError(SdpoError):
+    """A plug-in is missing, broken, in conflict, or broke its contract."""
+
+    exit_code = 3
+
+
+class ArtifactError(SdpoError):
+    """A file or folder cannot be read, written, or is not what it should be."""
+
+    exit_code = 4
+
+
+class TrainingError(SdpoError):
+    """Training or sampling cannot go on: non-finite numbers, disagreeing log-probabilities, and the like."""
+
+    exit_code = 5
+
+
+class StoppedError(SdpoError):
+    """The user or the machine asked the program to stop; everything finished is saved.
+
+    Args:
+        signal_number: the signal; the exit code is 128 + it (130 for Ctrl-C, 143 for SIGTERM).
+    """
+
+    def __init__(self, fault: str, *, place: str = "", remedy: str = "", signal_number: int = 2) -> None:
+        super().__init__(fault, place=place, remedy=remedy)
+        self.exit_code = 128 + signal_number
+
+
+def one_line(fault: str, place: str = "", remedy: str = "") -> str:
+    """`place: fault; remedy`, leaving out the empty parts; line breaks inside become spaces."""
+    text = f"{place}: {fault}" if place else fault
+    text = f"{text}; {remedy}" if remedy else text
+    return " ".join(text.split())

@@ -1,0 +1,71 @@
+"""From dense rewards to stepwise advantages. Source: arXiv 2411.11727; the per-prompt statistics are DDPO's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Credit = Literal["current", "next"]
+
+
+def align_credit(reward: Float[Tensor, "*batch S"], credit: Credit) -> Float[Tensor, "*batch S"]:
+    """Which clean estimate's reward action i is credited with.
+
+    `current`: r(i) = R(i), of the x0 computed from x_i, before action i's noise is drawn.
+    `next`: r(i) = R(i + 1), of the x0 that action i leads to; the last action leads to none and gets 0.
+    Differs: the published code is `current`, and action i cannot change R(i).
+    """
+    if credit == "current":
+        return reward
+    return torch.cat([reward[..., 1:], torch.zeros_like(reward[..., :1])], dim=-1)
+
+
+def discounted_returns(reward: Float[Tensor, "*batch S"], gamma: float) -> Float[Tensor, "*batch S"]:
+    """G(i) = r(i) + γ G(i + 1), γ in 0..1; the last step's return is its own reward."""
+    returns = reward.clone()
+    for i in reversed(range(reward.shape[-1] - 1)):
+        returns[..., i] += gamma * returns[..., i + 1]
+    return returns
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """The latest returns of each prompt, from which mean and standard deviation of each of its steps are taken.
+
+    Attributes:
+        size: how many returns are kept per prompt, first in, first out.
+        min_count: until a prompt has so many, the batch's mean and standard deviation stand in.
+        returns: prompt -> [n, S], n <= size, the newest last.
+    """
+
+    size: int = 32
+    min_count: int = 16
+    returns: Mapping[str, Float[Tensor, "n S"]] = field(default_factory=dict)
+
+
+def stepwise_advantages(
+    statistics: StepStatistics, prompts: Sequence[str], returns: Float[Tensor, "N S"]
+) -> tuple[Float[Tensor, "N S"], StepStatistics]:
+    """A(i) = (G(i) - mean) / (std + 1e-6), mean and std per (prompt, step), and the statistics after these returns.
+
+    The new returns are counted before the mean is taken. std is the population's.
+    Source: the published code's `PerPromptStatTracker` (from DDPO), one statistic for each step.
+    """
+    kept = dict(statistics.returns)
+    advantages = torch.empty_like(returns)
+    for prompt in dict.fromkeys(prompts):
+        rows = torch.tensor([i for i, other in enumerate(prompts) if other == prompt], device=returns.device)
+        history = kept.get(prompt, returns[:0])
+        kept[prompt] = torch.cat([history, returns[rows]])[-statistics.size :]
+        known = kept[prompt] if len(kept[prompt]) >= statistics.min_count else returns
+        std = known.std(dim=0, correction=0) + 1e-6
+        advantages[rows] = (returns[rows] - known.mean(dim=0)) / std
+    return advantages, StepStatistics(statistics.size, statistics.min_count, kept)
+
+
+def clip_advantages(advantage: Float[Tensor, "*batch S"], limit: float) -> Float[Tensor, "*batch S"]:
+    """Advantages held to -limit..limit (standard deviations; the published limit is 5)."""
+    return advantage.clamp(-limit, limit)

@@ -1,0 +1,177 @@
+"""One transition for every family: from the clean estimate to the next, less noisy state, with its density.
+
+Every model here has x_t = α_t x0 + σ_t ε (diffusion: α² + σ² = 1; flow matching: α = 1 - t, σ = t). A step to level s:
+
+    x_s = α_s x0 + √(σ_s² - std²) ε̂ + std z,    ε̂ = (x_t - α_t x0) / σ_t,    z ~ N(0, 1)
+
+Transitions differ in `std` alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise levels of S steps, the noisiest first. All tensors float64 [S] but `timestep`, int64 [S].
+
+    Attributes:
+        timestep: what the network is told.
+        alpha, sigma: level a step starts from.
+        alpha_next, sigma_next: level it goes to. Not always the next step's start: DDIM goes to t - 1000 // S.
+        floor: (α, σ) of the least noisy level that still has noise, where the family has one; a training rollout
+            ends there, see `with_floor`.
+    """
+
+    timestep: Int[Tensor, " S"]
+    alpha: Float[Tensor, " S"]
+    sigma: Float[Tensor, " S"]
+    alpha_next: Float[Tensor, " S"]
+    sigma_next: Float[Tensor, " S"]
+    floor: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The Gaussian of every step: mean = `mean_x0` x0 + `mean_eps` ε̂, and `std`.
+
+    All tensors are float32 but `timestep`, int64; of shape [S], or of any other once `at` has picked rows.
+
+    Where `std` is 0 the step is deterministic: it has no density and can carry no policy gradient.
+    """
+
+    timestep: Int[Tensor, "*rows"]
+    alpha: Float[Tensor, "*rows"]
+    sigma: Float[Tensor, "*rows"]
+    mean_x0: Float[Tensor, "*rows"]
+    mean_eps: Float[Tensor, "*rows"]
+    std: Float[Tensor, "*rows"]
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+    def at(self, step: Int[Tensor, "*batch"]) -> "Kernel":
+        """The rows of the given steps: every field becomes [*batch]."""
+        names = ("timestep", "alpha", "sigma", "mean_x0", "mean_eps", "std")
+        return Kernel(**{name: getattr(self, name)[step] for name in names})
+
+    def to(self, device: torch.device) -> "Kernel":
+        """The same tables on `device`."""
+        names = ("timestep", "alpha", "sigma", "mean_x0", "mean_eps", "std")
+        return Kernel(**{name: getattr(self, name).to(device) for name in names})
+
+
+def with_floor(schedule: Schedule) -> Schedule:
+    """The schedule whose last step ends at the floor instead of at a clean picture, so that it has a density.
+
+    Unchanged when the family has no floor or the last level is noisy already.
+    Source: the published DDIM step clamps the last previous timestep to 0, so it ends at alphas_cumprod[0].
+    """
+    if schedule.floor is None or schedule.sigma_next[-1] > 0:
+        return schedule
+    alpha_next, sigma_next = schedule.alpha_next.clone(), schedule.sigma_next.clone()
+    alpha_next[-1], sigma_next[-1] = schedule.floor
+    return replace(schedule, alpha_next=alpha_next, sigma_next=sigma_next)
+
+
+def ddim_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
+    """DDIM: std = η σ_s √(1 - (α_t σ_s / (α_s σ_t))²). η 0 is deterministic, η 1 the posterior of DDPM.
+
+    Where α² + σ² = 1 this is the usual η (σ_s / σ_t) √(1 - α_t² / α_s²); it holds for flow matching too.
+    Source: arXiv 2010.02502, eq. 16.
+    """
+    ratio = (schedule.alpha * schedule.sigma_next / (schedule.alpha_next * schedule.sigma)) ** 2
+    return eta * schedule.sigma_next * (1 - ratio).clamp(min=0).sqrt()
+
+
+def renoise_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
+    """Consistency models: predict the clean picture, noise it again. std = σ_s, whatever η.
+
+    Source: arXiv 2303.01469, algorithm 1; LCM, arXiv 2310.04378.
+    """
+    return schedule.sigma_next.clone()
+
+
+def cps_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
+    """Coefficient-preserving sampling: std = σ_s sin(η π / 2). η 0 is deterministic, η 1 equals `renoise`.
+
+    Source: arXiv 2509.05952.
+    """
+    return schedule.sigma_next * math.sin(eta * math.pi / 2)
+
+
+TRANSITIONS: dict[str, Callable[[Schedule, float], Tensor]] = {
+    "ddim": ddim_std,
+    "renoise": renoise_std,
+    "cps": cps_std,
+}
+
+
+def kernel_for(schedule: Schedule, transition: str, eta: float) -> Kernel:
+    """The Gaussians of all steps of `schedule` under a transition of `TRANSITIONS` with η in 0..1.
+
+    Computed in the schedule's float64, given in float32.
+    """
+    std = TRANSITIONS[transition](schedule, eta)
+    mean_eps = (schedule.sigma_next**2 - std**2).clamp(min=0).sqrt()
+    return Kernel(
+        timestep=schedule.timestep,
+        alpha=schedule.alpha.float(),
+        sigma=schedule.sigma.float(),
+        mean_x0=schedule.alpha_next.float(),
+        mean_eps=mean_eps.float(),
+        std=std.float(),
+    )
+
+
+def model_output_to_x0(
+    output: Float[Tensor, "*batch C H W"],
+    x_t: Float[Tensor, "*batch C H W"],
+    alpha: Float[Tensor, "*batch"],
+    sigma: Float[Tensor, "*batch"],
+    prediction: Prediction,
+) -> Float[Tensor, "*batch C H W"]:
+    """The clean estimate from the network's output.
+
+    epsilon: x0 = (x_t - σ ε) / α;  v_prediction: x0 = α x_t - σ v;  sample: x0 is the output.
+    Source: arXiv 2202.00512, appendix D.
+    """
+    alpha, sigma = alpha[..., None, None, None], sigma[..., None, None, None]
+    if prediction == "epsilon":
+        return (x_t - sigma * output) / alpha
+    if prediction == "v_prediction":
+        return alpha * x_t - sigma * output
+    return output
+
+
+def step_mean(
+    x_t: Float[Tensor, "*batch C H W"], x0: Float[Tensor, "*batch C H W"], kernel: Kernel
+) -> Float[Tensor, "*batch C H W"]:
+    """Mean of the next state: mean_x0 x0 + mean_eps (x_t - α x0) / σ. The kernel's fields are [*batch]."""
+    alpha, sigma, mean_x0, mean_eps = (
+        table[..., None, None, None] for table in (kernel.alpha, kernel.sigma, kernel.mean_x0, kernel.mean_eps)
+    )
+    return mean_x0 * x0 + mean_eps * (x_t - alpha * x0) / sigma
+
+
+def gaussian_log_prob(
+    x: Float[Tensor, "*batch C H W"], mean: Float[Tensor, "*batch C H W"], std: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Mean over latent elements of log N(x; mean, std²), in nats per element. `std` must be above 0.
+
+    Source: the published code takes the mean, not the sum: a clip range means the same at every picture size.
+    """
+    spread = std[..., None, None, None]
+    log_density = -((x - mean) ** 2) / (2 * spread**2) - spread.log() - 0.5 * math.log(2 * math.pi)
+    return log_density.mean(dim=(-3, -2, -1))
