@@ -1,0 +1,34 @@
+"""The plug-in contract: everything a reward, base model, prompt source or objective may import.
+
+`sdpo_cli.api` needs no torch (records, options, hook markers); `sdpo_cli.api.tensors` holds what crosses the border
+at run time.
+"""
+
+from sdpo_cli.api.hookspecs import PLUGIN_API, hookimpl
+from sdpo_cli.api.specs import (
+    BaseModelSpec,
+    LoadContext,
+    ObjectiveSpec,
+    Options,
+    Prompt,
+    PromptSourceSpec,
+    RewardSpec,
+    Spec,
+)
+from sdpo_cli.errors import PluginError, SdpoError, UsageError
+
+__all__ = [
+    "PLUGIN_API",
+    "BaseModelSpec",
+    "LoadContext",
+    "ObjectiveSpec",
+    "Options",
+    "PluginError",
+    "Prompt",
+    "PromptSourceSpec",
+    "RewardSpec",
+    "SdpoError",
+    "Spec",
+    "UsageError",
+    "hookimpl",
+]

@@ -1,0 +1,106 @@
+"""The frozen records that a plug-in's hooks return. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel as PydanticModel
+from pydantic import ConfigDict
+
+if TYPE_CHECKING:
+    from sdpo_cli.api.tensors import BaseModel, Objective, Reward  # noqa: F401 (used as strings)
+
+
+class Options(PydanticModel):
+    """Base of every options class: strict types, unknown keys are errors, values never change after loading.
+
+    Give every field a default, bounds and a `description`: `sdpo plugins show NAME` prints them.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=True)
+
+
+@dataclass(frozen=True)
+class LoadContext:
+    """Where and how a plug-in's object is loaded.
+
+    Attributes:
+        device: torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: name of the torch dtype of the networks: `float32`, `bfloat16`, `float16`.
+        folder: folder that relative paths in the recipe are meant from.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    folder: Path = field(default_factory=Path)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, and whatever its source says about it (passed to rewards as metadata)."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spec(Generic[T]):
+    """What every plug-in record says.
+
+    Attributes:
+        name: lower-case words joined by hyphens; how recipes and commands name it.
+        summary: one line for `sdpo plugins list`.
+        version: raised whenever the numbers it produces change; stored beside every score.
+        source: paper, repository or URL it follows.
+        options: class of its options; `load` receives a validated instance.
+        load: does the heavy imports and builds the object.
+    """
+
+    name: str
+    summary: str
+    version: str
+    source: str
+    options: type[Options]
+    load: Callable[[Any, LoadContext], T]
+
+    kind: ClassVar[str] = "plug-in"
+
+
+@dataclass(frozen=True)
+class RewardSpec(Spec["Reward"]):
+    """A reward; `load` gives a `sdpo_cli.api.tensors.Reward`."""
+
+    kind: ClassVar[str] = "reward"
+
+
+@dataclass(frozen=True)
+class BaseModelSpec(Spec["BaseModel"]):
+    """A base model; `load` gives a `sdpo_cli.api.tensors.BaseModel`.
+
+    Attributes:
+        family: the diffusers pipeline class name it adapts (`_class_name` in `model_index.json`), for which it is
+            also used when a recipe names a folder or hub id; empty when it only answers to its name.
+    """
+
+    kind: ClassVar[str] = "base model"
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSourceSpec(Spec[Sequence[Prompt]]):
+    """A prompt source; `load` gives the prompts."""
+
+    kind: ClassVar[str] = "prompt source"
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec(Spec["Objective"]):
+    """An objective; `load` gives a `sdpo_cli.api.tensors.Objective`."""
+
+    kind: ClassVar[str] = "objective"

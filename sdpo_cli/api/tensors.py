@@ -1,0 +1,214 @@
+"""What crosses the border between the engine and plug-ins at run time.
+
+Axes: R rollouts of a prompt, B prompts or images, S steps (0 the noisiest), C H W a latent, H W a picture.
+New needs become new optional fields of these records, never new arguments.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sdpo_cli.maths import Kernel, Schedule
+from sdpo_cli.maths.dense_reward import AnchorRule
+from sdpo_cli.maths.returns import Credit
+
+Conditioning = Mapping[str, Tensor]
+"""Everything a network needs to know about B prompts: named tensors whose axis 0 is the prompt."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Pictures to score.
+
+    Attributes:
+        images: RGB, 0..1, float32, on any device.
+        prompts: the prompt of each picture; empty texts where there is none.
+        metadata: what the prompt's source said about it, one mapping a picture.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    prompts: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The reward's answer.
+
+    Attributes:
+        values: float32, finite, higher is better.
+        details: further numbers for the log, each [B].
+    """
+
+    values: Float[Tensor, " B"]
+    details: Mapping[str, Float[Tensor, " B"]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores pictures. A picture's value must not depend on the others in the request."""
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        """One value a picture. Called without gradients."""
+        ...
+
+
+@runtime_checkable
+class ImageEmbedder(Protocol):
+    """A reward that can also embed pictures; evaluation then measures diversity with it."""
+
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Unit vectors; similar pictures point the same way."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a model draws by default: a transition of `sdpo_cli.maths.TRANSITIONS` and its η in 0..1."""
+
+    transition: str
+    eta: float
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """A LoRA to train.
+
+    Attributes:
+        rank: its rank.
+        alpha: its scale is alpha / rank.
+        targets: `attention` (q, k, v and output projections), `linear` (every linear layer of the transformer
+            blocks), or module-name endings.
+        seed: of its random initial weights.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    targets: Literal["attention", "linear"] | Sequence[str] = "attention"
+    seed: int = 0
+
+
+@runtime_checkable
+class BaseModel(Protocol):
+    """A few-step text-to-image model.
+
+    Attributes:
+        latent_shape: (C, H, W) of one picture's latent.
+        sampler: how it draws unless told otherwise.
+        identity: changes whenever the weights do; a checkpoint refuses another one.
+        source: what loads it in diffusers: a hub id or folder.
+        device: where latents are wanted.
+    """
+
+    latent_shape: tuple[int, int, int]
+    sampler: Sampler
+    identity: str
+    source: str
+    device: torch.device
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of B prompts, on `device`, without gradients."""
+        ...
+
+    def schedule(self, steps: int) -> Schedule:
+        """The levels this model visits in `steps` steps. UsageError where it cannot."""
+        ...
+
+    def denoise(
+        self, x_t: Float[Tensor, "B C H W"], at: Kernel, conditioning: Conditioning
+    ) -> Float[Tensor, "B C H W"]:
+        """The clean estimate x0, float32, whatever the network predicts. `at` holds each picture's level, [B]."""
+        ...
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 h w"]:
+        """Pictures 0..1, float32, without gradients."""
+        ...
+
+    def add_adapter(self, options: AdapterOptions) -> None:
+        """Put a fresh LoRA on the network; it changes no picture until it is trained."""
+        ...
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The adapter's weights by stable names, float32; empty without an adapter."""
+        ...
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """While entered, the base model draws alone."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter so that the family's diffusers pipeline loads it with `load_lora_weights(folder)`."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Put a saved adapter on the network. ArtifactError where it does not fit."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearningPlan:
+    """What an objective needs the engine to do before its loss.
+
+    Attributes:
+        rollouts: R, rollouts of one prompt.
+        shared_noise: whether the rollouts of a prompt start from the same noise.
+        dense: `anchors`: reward at first, last and anchor step, the rest predicted; `exact`: queried at every step;
+            `final`: the last clean estimate's reward stands for every step.
+        anchor: rule for the anchor step.
+        credit: which clean estimate's reward an action is credited with.
+        gamma: discount of later rewards.
+        statistics_size, statistics_min_count: of the per-prompt return statistics.
+        advantage_clip: limit of the advantages, in standard deviations.
+    """
+
+    rollouts: int = 2
+    shared_noise: bool = True
+    dense: Literal["anchors", "exact", "final"] = "anchors"
+    anchor: AnchorRule = "interior"
+    credit: Credit = "next"
+    gamma: float = 0.99
+    statistics_size: int = 32
+    statistics_min_count: int = 16
+    advantage_clip: float = 5.0
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """One step of each of B prompts, for all R rollouts. Log-probabilities are means over latent elements.
+
+    Attributes:
+        log_prob_new: under the policy being trained; carries the gradient.
+        log_prob_old: under the policy that sampled.
+        advantage: clipped, in standard deviations.
+        step: which step of its trajectory each prompt is at; the same for its rollouts.
+    """
+
+    log_prob_new: Float[Tensor, "R B"]
+    log_prob_old: Float[Tensor, "R B"]
+    advantage: Float[Tensor, "R B"]
+    step: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class ObjectiveResult:
+    """A loss, the mean over the B prompts, and further means over them for the log."""
+
+    loss: Float[Tensor, ""]
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is learnt from scored rollouts."""
+
+    plan: LearningPlan
+
+    def loss(self, batch: LossBatch) -> ObjectiveResult:
+        """The loss to descend."""
+        ...
