@@ -1,0 +1,35 @@
+"""What a recipe may say, how it is read, and everything that can be wrong with one. Imports no torch."""
+
+from sdpo_cli.recipe.faults import did_you_mean, joined, recipe_faults, sound_part, validate
+from sdpo_cli.recipe.schema import (
+    Choice,
+    EvalSection,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    RewardChoice,
+    RolloutSection,
+    TrainSection,
+)
+from sdpo_cli.recipe.source import RawRecipe, dump_recipe, find_recipe, read_recipe, shipped_recipes
+
+__all__ = [
+    "Choice",
+    "EvalSection",
+    "LoraSection",
+    "ModelSection",
+    "RawRecipe",
+    "Recipe",
+    "RewardChoice",
+    "RolloutSection",
+    "TrainSection",
+    "did_you_mean",
+    "dump_recipe",
+    "find_recipe",
+    "joined",
+    "read_recipe",
+    "recipe_faults",
+    "shipped_recipes",
+    "sound_part",
+    "validate",
+]

@@ -1,0 +1,214 @@
+"""Every fault of a recipe or of a plug-in's options, one line each, with place and remedy."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from math import isqrt
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sdpo_cli.errors import one_line
+from sdpo_cli.recipe.schema import Recipe
+from sdpo_cli.recipe.shorthand import expand
+
+M = TypeVar("M", bound=BaseModel)
+
+_EXPECTED: dict[str, str] = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "dict_type": "a mapping of fields",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "path_type": "a path",
+    "none_required": "null",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    "string_too_short": "a text of at least {min_length} letters",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "string_pattern_mismatch": "a text that matches {pattern}",
+}
+_NEEDED = {
+    "model": "name a base model, such as emoji-turbo",
+    "prompts": "name a prompt source or file, such as simple-animals",
+    "reward": "name one or several rewards, such as emoji-clip",
+}
+_STAND_IN = {"model": {"name": "-"}, "prompts": {"-": {}}, "reward": {"-": {}}}
+
+
+def recipe_faults(raw: Mapping[str, Any], place: str) -> tuple[Recipe | None, list[str]]:
+    """The recipe that `raw` (short forms allowed) says, or None and everything wrong with it, one line a fault.
+
+    Only the recipe's own fields are looked at; whether plug-ins exist and take their options is the registry's to say.
+    """
+    tree = expand(raw)
+    recipe, faults = validate(Recipe, tree, place)
+    part, unsound = (recipe, set[str]()) if recipe else sound_part(tree)
+    faults = faults + _cross_faults(part, place, unsound)
+    return (None if faults else recipe), faults
+
+
+def sound_part(raw: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
+    """The recipe with a stand-in for each top-level field that is missing or faulty, and those fields."""
+    tree = expand(raw)
+    unsound = {key for key, value in tree.items() if validate(Recipe, {**_STAND_IN, key: value}, "")[1]}
+    part = {key: value for key, value in tree.items() if key not in unsound}
+    return Recipe.model_validate_json(json.dumps(_STAND_IN | part)), unsound | (_STAND_IN.keys() - tree.keys())
+
+
+def validate(schema: type[M], raw: Mapping[str, Any], place: str) -> tuple[M | None, list[str]]:
+    """`raw` as an instance of `schema`, or None and its faults as lines `place.path: fault; remedy`, one a path.
+
+    `raw` is what YAML can say, so it is read by the rules of JSON: a list will do for a tuple, a text for a path.
+    """
+    try:
+        return schema.model_validate_json(json.dumps(raw)), []
+    except ValidationError as error:
+        return None, _lines(error, raw, schema, place)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean X?` for the nearest known word, else an empty text."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _lines(error: ValidationError, raw: Any, schema: type[BaseModel], place: str) -> list[str]:
+    expected: dict[tuple[str, ...], list[str]] = {}
+    values: dict[tuple[str, ...], Any] = {}
+    for fault in error.errors():
+        path, value = _locate(raw, fault["loc"])
+        values[path] = value
+        expected.setdefault(path, []).append(_say(fault, path, schema))
+    deepest = [path for path in expected if not any(other[: len(path)] == path != other for other in expected)]
+    return [_line(place, path, values[path], expected[path]) for path in deepest]
+
+
+def joined(place: str, path: Iterable[str]) -> str:
+    """`place: a.b` for a file, `place.a.b` inside a field of one."""
+    dotted = ".".join(path)
+    if not dotted or not place:
+        return dotted or place
+    return f"{place}.{dotted}" if ": " in place else f"{place}: {dotted}"
+
+
+def _locate(raw: Any, loc: Iterable[int | str]) -> tuple[tuple[str, ...], Any]:
+    """The path of `loc` in the raw value, and what stands there; pydantic's own notes in `loc` are left out."""
+    path: list[str] = []
+    loc = tuple(loc)
+    for index, part in enumerate(loc):
+        if isinstance(part, int) and isinstance(raw, Mapping):  # a reward: pydantic counts, the recipe names
+            part = list(raw)[part]
+        if isinstance(raw, Mapping) and (part in raw or index == len(loc) - 1):
+            raw = raw.get(part)
+        elif isinstance(part, int) and isinstance(raw, list | tuple):
+            raw = raw[part]
+        else:
+            continue
+        path.append(str(part))
+    return tuple(path), raw
+
+
+def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel]) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return one_line("unknown field", remedy=did_you_mean(path[-1], _known_fields(schema, path[:-1])))
+    if kind == "missing":
+        return one_line("missing", remedy=_NEEDED.get(".".join(path), "it has no default"))
+    if kind == "value_error":
+        return str(context["error"])
+    context = {
+        key: int(bound) if isinstance(bound, float) and bound.is_integer() else bound for key, bound in context.items()
+    }
+    text = _EXPECTED[kind].format(**context) if kind in _EXPECTED else fault["msg"]
+    return f"should be {text}" if kind in _EXPECTED else text
+
+
+def _known_fields(schema: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """The names that may stand at `path`."""
+    for part in path:
+        annotation = schema.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        schema = annotation
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _line(place: str, path: tuple[str, ...], value: Any, said: list[str]) -> str:
+    """One line; the alternatives of a field that takes several kinds of value are joined by `or`."""
+    wanted = [text.removeprefix("should be ") for text in dict.fromkeys(said) if text.startswith("should be ")]
+    if len(wanted) != len(set(said)):
+        return one_line(said[0], joined(place, path))
+    return one_line(f"{_short(value)} should be {' or '.join(wanted)}", joined(place, path))
+
+
+def _short(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _cross_faults(recipe: Recipe, place: str, bad: set[str]) -> list[str]:
+    """Faults between fields, of the rules whose sections are all sound."""
+    return [
+        one_line(fault, joined(place, [field]), remedy)
+        for sections, rule in _RULES
+        if not sections & bad
+        for field, fault, remedy in rule(recipe)
+    ]
+
+
+Fault = tuple[str, str, str]
+
+
+def _batch_rule(recipe: Recipe) -> Iterable[Fault]:
+    pairs, batch, micro = recipe.rollout.pairs, recipe.train.batch, recipe.train.micro_batch
+    if batch != "all" and pairs % batch:
+        yield "train.batch", f"{batch} does not divide rollout.pairs {pairs}", f"use {divisors(pairs)}"
+        return
+    whole, name = (pairs, "rollout.pairs") if batch == "all" else (batch, "train.batch")
+    if micro != "auto" and whole % micro:
+        yield "train.micro_batch", f"{micro} does not divide {name} {whole}", f"use {divisors(whole)}"
+
+
+def _noise_rule(recipe: Recipe) -> Iterable[Fault]:
+    if recipe.rollout.eta == 0 and recipe.rollout.transition != "renoise":
+        fault = f"0 leaves {recipe.rollout.transition} without noise, so there is nothing to learn from"
+        yield "rollout.eta", fault, "use an eta above 0, or rollout.transition renoise"
+
+
+def _weight_rule(recipe: Recipe) -> Iterable[Fault]:
+    if all(reward.weight == 0 for reward in recipe.reward):
+        yield "reward", "every weight is 0", "give at least one reward another weight"
+
+
+def _steps_rule(recipe: Recipe) -> Iterable[Fault]:
+    steps = recipe.eval.steps
+    if len(set(steps)) != len(steps):
+        yield "eval.steps", "lists a step count twice", f"use {sorted(set(steps))}"
+
+
+_RULES: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
+    ({"rollout", "train"}, _batch_rule),
+    ({"rollout"}, _noise_rule),
+    ({"reward"}, _weight_rule),
+    ({"eval"}, _steps_rule),
+)
+
+
+def divisors(number: int) -> str:
+    """`1, 2, 4 or 8` for 8; of a number with many, the eight largest."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    found = [str(d) for d in sorted({*small, *(number // d for d in small)})][-8:]
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"

@@ -1,0 +1,140 @@
+"""From a path, a shipped recipe's name and `--set` overrides to the raw recipe, and back to text."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sdpo_cli
+from sdpo_cli.errors import RecipeError, one_line
+from sdpo_cli.recipe.faults import did_you_mean
+from sdpo_cli.recipe.paths import user_path
+from sdpo_cli.recipe.schema import Choice, Recipe, RewardChoice
+from sdpo_cli.recipe.shorthand import Tree, expand
+from sdpo_cli.recipe.text import format_yaml, parse_yaml
+
+_LARGEST = 1_000_000
+"""Bytes of the largest recipe that is read: a weight file given by mistake is refused, not parsed."""
+
+
+@dataclass(frozen=True)
+class RawRecipe:
+    """A recipe as read, overrides applied, short forms written out, not yet checked.
+
+    Attributes:
+        raw: the mapping; `name` is filled in from the file's name where the recipe has none.
+        place: how faults name the recipe: as the user wrote it.
+        path: the file it came from.
+        folder: folder that relative paths in it are meant from.
+    """
+
+    raw: Mapping[str, Any]
+    place: str
+    path: Path
+    folder: Path
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that came with the program, by name."""
+    package = Path(sdpo_cli.__file__).parent
+    folder = next((folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> RawRecipe:
+    """The recipe at a path or of a shipped recipe's name, with `path.to.field=VALUE` overrides (VALUE is YAML).
+
+    RecipeError where it cannot be read or an override fits nowhere.
+    """
+    path, place = find_recipe(source), str(source)
+    tree = parse_yaml(_text(path, place), place)
+    if not isinstance(tree, dict):
+        fault = "empty" if tree is None else "not a mapping of fields"
+        raise RecipeError([one_line(fault, place, "a recipe starts like `model: emoji-turbo`")])
+    tree = override(expand(tree), overrides)
+    return RawRecipe({"name": path.stem, **tree}, place, path, path.parent)
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a path, of a shipped recipe's name, or of `recipes/NAME.yaml` for a shipped one.
+
+    RecipeError where there is none, UsageError where `~NAME` is nobody.
+    """
+    path, shipped = user_path(source), shipped_recipes()
+    if path.is_file():
+        return path
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if path.parts == ("recipes", f"{path.stem}.yaml") and path.stem in shipped:
+        return shipped[path.stem]
+    if path.exists():
+        raise RecipeError([one_line("not a file", str(source), "name a recipe file")])
+    known = f"shipped recipes: {', '.join(shipped) or 'none'}"
+    raise RecipeError([one_line("no such recipe", str(source), f"{did_you_mean(path.stem, shipped)} {known}")])
+
+
+def override(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """A long-form recipe with the overrides put in. RecipeError with every override that fits nowhere."""
+    faults: list[str] = []
+    for text in overrides:
+        field, equals, value = text.partition("=")
+        place = f"--set {field}"
+        try:
+            if not equals or not field:
+                raise RecipeError([one_line("no field and value", place, "write --set train.epochs=4")])
+            tree = expand(_put(tree, field.split("."), parse_yaml(value, place), place))
+        except RecipeError as error:
+            faults += error.faults
+    if faults:
+        raise RecipeError(faults)
+    return tree
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that reads back as an equal one."""
+    tree = recipe.model_dump()
+    for field in ("prompts", "objective"):
+        tree[field] = _long_form([getattr(recipe, field)])
+    tree["reward"] = _long_form(recipe.reward)
+    tree["eval"]["rewards"] = _long_form(recipe.eval.rewards)
+    tree["eval"]["prompts"] = recipe.eval.prompts and _long_form([recipe.eval.prompts])
+    return format_yaml(_lists(tree))
+
+
+def _text(path: Path, place: str) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise RecipeError([one_line(f"cannot be read: {os.strerror(error.errno or 0)}", place)]) from error
+    if len(data) > _LARGEST:
+        raise RecipeError([one_line("larger than 1 MB", place, "a recipe is a short YAML text")])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError([one_line("not a text in UTF-8", place, "a recipe is a short YAML text")]) from error
+
+
+def _put(tree: Mapping[str, Any], keys: Sequence[str], value: Any, place: str) -> Tree:
+    """A copy of `tree` with `value` at the dotted `keys`; a key of the tree that holds dots itself is found too."""
+    whole = next((n for n in range(len(keys), 1, -1) if ".".join(keys[:n]) in tree), 1)
+    key, rest = ".".join(keys[:whole]), keys[whole:]
+    if not rest:
+        return {**tree, key: value}
+    inner = tree.get(key)
+    if not isinstance(inner, Mapping | None):
+        raise RecipeError([one_line(f"{key} is a value and has no field {rest[0]}", place)])
+    return {**tree, key: _put(inner or {}, rest, value, place)}
+
+
+def _long_form(choices: Sequence[Choice]) -> Tree:
+    weight = {choice.name: {"weight": choice.weight} for choice in choices if isinstance(choice, RewardChoice)}
+    return {choice.name: {**choice.options, **weight.get(choice.name, {})} for choice in choices}
+
+
+def _lists(value: Any) -> Any:
+    """The same with tuples as lists, which YAML knows."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
