@@ -1,0 +1,19 @@
+"""Finds plug-ins, keeps broken ones apart, resolves names and whole recipes. Imports no torch."""
+
+from sdpo_cli.registry.discovery import HOOKS, BrokenPlugin, Plugin, discover
+from sdpo_cli.registry.lookup import Chosen, Registry, load_registry
+from sdpo_cli.registry.resolve import ResolvedRecipe, chosen_rewards, load_recipe, resolve
+
+__all__ = [
+    "HOOKS",
+    "BrokenPlugin",
+    "Chosen",
+    "Plugin",
+    "Registry",
+    "ResolvedRecipe",
+    "chosen_rewards",
+    "discover",
+    "load_recipe",
+    "load_registry",
+    "resolve",
+]

@@ -1,0 +1,167 @@
+"""Plug-ins by name, with clear answers where a name is unknown or has two owners, and options checked."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from sdpo_cli.api import BaseModelSpec, LoadContext, ObjectiveSpec, Options, PromptSourceSpec, RewardSpec, Spec
+from sdpo_cli.errors import PluginError, RecipeError, SdpoError
+from sdpo_cli.recipe import did_you_mean, joined, validate
+from sdpo_cli.registry.discovery import BrokenPlugin, Plugin, discover, said
+from sdpo_cli.registry.families import existing, family_of_folder, family_of_hub_id, is_hub_id
+
+S = TypeVar("S", bound=Spec[Any])
+NO_OPTIONS: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[S]):
+    """A plug-in found by name, with checked options, ready to load.
+
+    Attributes:
+        name: what a recipe calls it.
+        plugin: its record and where it comes from.
+        options: an instance of `plugin.spec.options`.
+        folder: folder that relative paths in the options are meant from.
+    """
+
+    name: str
+    plugin: Plugin
+    options: Options
+    folder: Path
+
+    @property
+    def spec(self) -> S:
+        """The plug-in's record."""
+        spec: S = self.plugin.spec
+        return spec
+
+    def load(self, context: LoadContext) -> Any:
+        """The plug-in's object, its paths meant from `folder`. PluginError where the plug-in raises."""
+        try:
+            return self.spec.load(self.options, replace(context, folder=self.folder))
+        except SdpoError:
+            raise
+        except (Exception, SystemExit) as error:
+            place = f"{self.spec.kind} {self.plugin.full_name}"
+            raise PluginError(f"cannot be loaded: {said(error)}", place=place) from error
+
+    def all_options(self) -> dict[str, Any]:
+        """Every option, defaults included, as a recipe says it."""
+        return self.options.model_dump(mode="json", by_alias=True)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything installed: `plugins` work, `broken` were set aside."""
+
+    plugins: Sequence[Plugin]
+    broken: Sequence[BrokenPlugin]
+
+    def of_kind(self, kind: type[S]) -> list[Plugin]:
+        """The plug-ins of a kind."""
+        return [plugin for plugin in self.plugins if isinstance(plugin.spec, kind)]
+
+    def named(self, kind: type[S], name: str) -> list[Plugin]:
+        """The plug-ins of a kind that answer to `name` or `dist:name`."""
+        return [plugin for plugin in self.of_kind(kind) if name in (plugin.spec.name, plugin.full_name)]
+
+    def find(self, kind: type[S], name: str, place: str = "", or_else: str = "") -> Plugin:
+        """The one plug-in of a kind that answers to `name`. PluginError where there is none, or several.
+
+        `or_else` says what else was looked for under that name.
+        """
+        found = self.named(kind, name)
+        if not found:
+            fault = f"no {kind.kind} {or_else}{' ' * bool(or_else)}named {name!r}"
+            raise PluginError(fault, place=place, remedy=self.remedy(kind, name))
+        if len(found) > 1:
+            owners = " and ".join(plugin.distribution for plugin in found)
+            remedy = f"write {' or '.join(plugin.full_name for plugin in found)}"
+            raise PluginError(f"{kind.kind} {name} is offered by {owners}", place=place, remedy=remedy)
+        return found[0]
+
+    def remedy(self, kind: type[S], name: str) -> str:
+        """What to do about an unknown name: the nearest one, those that exist, and who may have meant to offer it."""
+        names = sorted({plugin.spec.name for plugin in self.of_kind(kind)})
+        guess = did_you_mean(name.rpartition(":")[2], names)
+        broken = "; ".join(map(str, self.broken))
+        return (
+            f"{guess} installed: {', '.join(names) or 'none'}"
+            + (f"; broken plug-ins that might offer it: {broken}" if broken else "")
+        ).strip()
+
+    def reward(
+        self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
+    ) -> Chosen[RewardSpec]:
+        """A reward by name. PluginError where it is unknown, RecipeError where its options are wrong.
+
+        `place` is what asked, for the errors; relative paths in the options are meant from `folder`.
+        """
+        return self.choose(self.find(RewardSpec, name, place), options, joined(place, [name]), folder)
+
+    def objective(
+        self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
+    ) -> Chosen[ObjectiveSpec]:
+        """An objective by name. Errors as for `reward`."""
+        return self.choose(self.find(ObjectiveSpec, name, place), options, joined(place, [name]), folder)
+
+    def prompts(
+        self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
+    ) -> Chosen[PromptSourceSpec]:
+        """A prompt source by name, else source `file` with the path `name`. Errors as for `reward`."""
+        field = joined(place, [name])
+        if self.named(PromptSourceSpec, name) or not existing(name, folder, place):
+            return self.choose(self.find(PromptSourceSpec, name, place, "or file"), options, field, folder)
+        return self.choose(self.find(PromptSourceSpec, "file", place), {"path": name, **options}, field, folder)
+
+    def model(
+        self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
+    ) -> Chosen[BaseModelSpec]:
+        """A base model by name; else what adapts the pipeline in the folder, or of the hub id, `name`.
+
+        Errors as for `reward`. Of a hub id the small `model_index.json` is fetched; no weight is.
+        """
+        path = existing(name, folder, place)
+        if self.named(BaseModelSpec, name) or (path is None and not is_hub_id(name)):
+            plugin = self.find(BaseModelSpec, name, place, "or folder")
+        else:
+            family = family_of_folder(path, place) if path else family_of_hub_id(name, options.get("revision"), place)
+            plugin, options = self._adapter(family, name, place), {"path": name, **options}
+        return self.choose(plugin, options, joined(place, ["options"]), folder)
+
+    def _adapter(self, family: str, name: str, place: str) -> Plugin:
+        """The base-model plug-in for a pipeline class. PluginError where there is none, or several."""
+        models = {plugin: plugin.spec.family for plugin in self.of_kind(BaseModelSpec) if plugin.spec.family}
+        fits = [plugin for plugin, own in models.items() if own == family]
+        if not fits:
+            fault = f"{name} is a {family}, which no plug-in adapts"
+            raise PluginError(fault, place=place, remedy=f"adapted are: {', '.join(sorted(set(models.values())))}")
+        if len(fits) > 1:
+            remedy = " or ".join(f"{{name: {plugin.full_name}, options: {{path: {name}}}}}" for plugin in fits)
+            raise PluginError(f"{name} is a {family}, which several adapt", place=place, remedy=f"write {remedy}")
+        return fits[0]
+
+    def choose(
+        self, plugin: Plugin, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
+    ) -> Chosen[Any]:
+        """The plug-in with its options checked; a `path` that is there is made absolute. RecipeError, all faults."""
+        path = options.get("path")
+        found = existing(path, folder, joined(place, ["path"])) if isinstance(path, str) else None
+        checked, faults = validate(plugin.spec.options, {**options, "path": str(found)} if found else options, place)
+        if checked is None:
+            raise RecipeError(faults)
+        return Chosen(self.plain_name(plugin), plugin, checked, folder)
+
+    def plain_name(self, plugin: Plugin) -> str:
+        """The plug-in's name where it alone has it, else `dist:name`."""
+        only = len(self.named(type(plugin.spec), plugin.spec.name)) == 1
+        return plugin.spec.name if only else plugin.full_name
+
+
+@functools.cache
+def load_registry() -> Registry:
+    """What is installed, looked for once a process."""
+    return Registry(*map(tuple, discover()))
