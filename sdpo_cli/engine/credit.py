@@ -1,0 +1,139 @@
+"""From rollouts to advantages: query the key steps' rewards, predict the others, credit the actions.
+
+Source: arXiv 2411.11727, parts 2 and 3 of SDPO.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sdpo_cli.api.tensors import BaseModel, LearningPlan, ScoreRequest
+from sdpo_cli.engine.rollout import Rollouts
+from sdpo_cli.engine.scoring import LoadedReward, score_all
+from sdpo_cli.maths import (
+    StepStatistics,
+    align_credit,
+    clip_advantages,
+    cosine_similarities,
+    discounted_returns,
+    key_steps,
+    predict_dense_rewards,
+    stepwise_advantages,
+    write_true_rewards,
+)
+
+
+@dataclass(frozen=True)
+class KeyRewards:
+    """The queried rewards of the rollouts.
+
+    Attributes:
+        key_step: the queried steps of each rollout, in the order that `write_true_rewards` expects.
+        reward: their weighted total reward.
+        values: each reward by itself, unweighted, and its details by `NAME/DETAIL`.
+        queries: how many pictures were decoded and scored.
+        last: the place of the last step among the queried ones.
+    """
+
+    key_step: Int[Tensor, "R B K"]
+    reward: Float[Tensor, "R B K"]
+    values: Mapping[str, Float[Tensor, "R B K"]]
+    queries: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Credited:
+    """Rewards of all steps, the advantage of each action, and the statistics after this epoch."""
+
+    dense: Float[Tensor, "R B S"]
+    advantage: Float[Tensor, "R B S"]
+    statistics: StepStatistics
+
+
+def first_rewarded_step(plan: LearningPlan) -> int:
+    """The earliest clean estimate whose reward any action is credited with: `next` never needs step 0's."""
+    return 1 if plan.credit == "next" else 0
+
+
+def action_steps(rollouts: Rollouts, plan: LearningPlan) -> list[int]:
+    """The steps that carry a policy gradient: they have a density, and a reward they can change."""
+    steps = len(rollouts.kernel) - first_rewarded_step(plan)
+    return [step for step in range(steps) if rollouts.kernel.std[step] > 0]
+
+
+def queried_steps(rollouts: Rollouts, plan: LearningPlan) -> Int[Tensor, "R B K"]:
+    """Which steps' rewards are asked for; the last step is in place 1, or 0 where it is the only one."""
+    last, first = len(rollouts.kernel) - 1, first_rewarded_step(plan)
+    if plan.dense == "anchors":
+        return key_steps(rollouts.x0, plan.anchor, first)
+    every = list(dict.fromkeys([first, last, *range(first, last)]))
+    wanted = torch.tensor(every if plan.dense == "exact" else [last], device=rollouts.x0.device)
+    return wanted.expand(*rollouts.x0.shape[:2], -1)
+
+
+def distinct_queries(key_step: Int[Tensor, "R B K"], steps: int, shared_noise: bool) -> Bool[Tensor, "R B S"]:
+    """Each picture once: a step named twice is one query, and so is the first step of rollouts that share it."""
+    wanted = torch.zeros(*key_step.shape[:2], steps, dtype=torch.bool, device=key_step.device)
+    wanted.scatter_(-1, key_step, True)
+    if shared_noise:
+        wanted[0, :, 0] |= wanted[:, :, 0].any(0)
+        wanted[1:, :, 0] = False
+    return wanted
+
+
+def score_rollouts(
+    model: BaseModel, rewards: Sequence[LoadedReward], rollouts: Rollouts, plan: LearningPlan, batch: int
+) -> KeyRewards:
+    """Decode and score the queried clean estimates, `batch` pictures at a time."""
+    key_step = queried_steps(rollouts, plan)
+    wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.shared_noise)
+    prompt_index = torch.arange(len(rollouts.draw), device=wanted.device)[None, :, None].expand_as(wanted)[wanted]
+    pictured = rollouts.x0[wanted]
+    answers = []
+    for rows in torch.arange(len(pictured), device=wanted.device).split(batch):
+        prompts = [rollouts.draw.prompts[index] for index in prompt_index[rows].tolist()]
+        request = ScoreRequest(
+            model.decode(pictured[rows]), [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+        )
+        answers.append(score_all(rewards, request))
+
+    def gathered(values: Sequence[Tensor]) -> Float[Tensor, "R B K"]:
+        table = torch.full(wanted.shape, torch.nan, device=wanted.device)
+        table[wanted] = torch.cat([value.to(wanted.device) for value in values])
+        if rollouts.shared_noise:
+            table[..., 0] = table[0, :, 0].clone()
+        return table.gather(-1, key_step)
+
+    columns = [{**answer.values, **answer.details} for answer in answers]
+    return KeyRewards(
+        key_step=key_step,
+        reward=gathered([answer.total for answer in answers]),
+        values={name: gathered([column[name] for column in columns]) for name in columns[0]},
+        queries=len(pictured),
+        last=min(1, key_step.shape[-1] - 1),
+    )
+
+
+def dense_rewards(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan) -> Float[Tensor, "R B S"]:
+    """A reward for every step from the queried ones. A step before the first rewarded one has no meaning."""
+    shape = rollouts.x0.shape[:3]
+    if plan.dense == "final":
+        return scored.reward[..., -1:].expand(shape)
+    if plan.dense == "exact":
+        return write_true_rewards(scored.reward.new_zeros(shape), scored.key_step, scored.reward)
+    similarity = torch.stack([cosine_similarities(rollouts.x0, step) for step in scored.key_step.unbind(-1)], dim=-2)
+    return write_true_rewards(predict_dense_rewards(similarity, scored.reward), scored.key_step, scored.reward)
+
+
+def assign_credit(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan, statistics: StepStatistics) -> Credited:
+    """Dense rewards, discounted returns and clipped stepwise advantages."""
+    dense = dense_rewards(rollouts, scored, plan)
+    returns = discounted_returns(align_credit(dense, plan.credit), plan.gamma)
+    prompts = [prompt.text for prompt in rollouts.draw.prompts] * plan.rollouts
+    advantages, statistics = stepwise_advantages(statistics, prompts, returns.flatten(0, 1).cpu())
+    advantage = clip_advantages(advantages, plan.advantage_clip).view_as(returns).to(returns.device)
+    return Credited(dense, advantage, statistics)

@@ -1,0 +1,92 @@
+"""Files that are there whole or not at all, and JSON lines."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdpo_cli.errors import ArtifactError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError inside into one ArtifactError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = (
+            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and its permissions"
+        )
+        raise ArtifactError(f"cannot be written ({reason})", place=str(path), remedy=remedy) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename it over `path`; its folder is made if missing.
+
+    Whoever reads `path`, even after a crash, finds the old file or the new one.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`write_text` of one JSON object a line; numbers must be finite."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. ArtifactError where there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ArtifactError("not UTF-8", place=str(path), remedy="is this the right file?") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArtifactError(f"cannot be read ({reason})", place=str(path), remedy="check the path") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, without NaN and infinities; blank lines are skipped.
+
+    ArtifactError with the line that is no such object.
+    """
+    return [row for _, row in read_numbered_json_lines(path)]
+
+
+def read_numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """`read_json_lines`, each object with the number of its line, from 1."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ArtifactError("not a JSON object", place=f"{path}:{number}", remedy="remove or mend the line")
+        rows.append((number, row))
+    return rows
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities, which Python writes and JSON lacks."""
+    raise ValueError(name)

@@ -1,0 +1,157 @@
+"""Dual-state trajectory sampling: for every step the noisy state, the clean estimate and the log-probability.
+
+Source: arXiv 2411.11727, part 1 of SDPO.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdpo_cli.api import Prompt
+from sdpo_cli.api.tensors import BaseModel, Conditioning, LearningPlan
+from sdpo_cli.engine.randomness import generator, normal, shuffled
+from sdpo_cli.maths import Kernel, gaussian_log_prob, step_mean
+
+ENCODINGS_KEPT = 1024
+"""Encoded prompts kept on the device at the most."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The prompts of one epoch. `first` is the running number of the first pair since the run began."""
+
+    prompts: Sequence[Prompt]
+    first: int
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """R rollouts of each of B prompts.
+
+    Attributes:
+        draw: what was drawn.
+        kernel: the Gaussians of the S steps.
+        x_t: noisy states, step i's in place i, the final state last.
+        x0: clean estimate of every step.
+        log_prob: of every sampled step; 0 where the step has no density.
+        shared_noise: whether a prompt's rollouts started from the same noise, so that their first estimates are one.
+    """
+
+    draw: Draw
+    kernel: Kernel
+    x_t: Float[Tensor, "R B S1 C H W"]
+    x0: Float[Tensor, "R B S C H W"]
+    log_prob: Float[Tensor, "R B S"]
+    shared_noise: bool
+
+
+def draw_prompts(prompts: Sequence[Prompt], count: int, epoch: int, seed: int) -> list[Prompt]:
+    """The `count` prompts of an epoch (from 1): every prompt once, in random order, then all again in another."""
+    chosen = []
+    for place in range((epoch - 1) * count, epoch * count):
+        lap, index = divmod(place, len(prompts))
+        chosen.append(prompts[lap_order(len(prompts), lap, seed)[index]])
+    return chosen
+
+
+def lap_order(count: int, lap: int, seed: int) -> list[int]:
+    """The order in which the prompts come in one lap through them."""
+    return shuffled(count, generator(seed, "prompts", lap))
+
+
+def take(conditioning: Conditioning, index: Tensor) -> Conditioning:
+    """The rows of the given prompts."""
+    return {name: value[index] for name, value in conditioning.items()}
+
+
+def encode_distinct(
+    model: BaseModel, prompts: Sequence[str], *, known: dict[str, Conditioning] | None = None, batch: int = 64
+) -> Conditioning:
+    """Conditioning of every prompt, each distinct text encoded once.
+
+    `known` remembers up to `ENCODINGS_KEPT` texts from call to call.
+    """
+    known = {} if known is None else known
+    new = [text for text in dict.fromkeys(prompts) if text not in known]
+    if len(known) + len(new) > ENCODINGS_KEPT:
+        known.clear()
+        new = list(dict.fromkeys(prompts))
+    for start in range(0, len(new), batch):
+        some = new[start : start + batch]
+        encoded = model.encode(some)
+        for row, text in enumerate(some):
+            known[text] = {name: value[row] for name, value in encoded.items()}
+    names = known[prompts[0]]
+    return {name: torch.stack([known[text][name] for text in prompts]) for name in names}
+
+
+def denoise_rollouts(
+    model: BaseModel, x_t: Float[Tensor, "R B C H W"], at: Kernel, conditioning: Conditioning, shared: Tensor
+) -> Float[Tensor, "R B C H W"]:
+    """Clean estimates of all rollouts in one network batch; a prompt whose states are shared [B] is computed once.
+
+    `at` holds the level of each prompt, [B].
+    """
+    rollouts, prompts = x_t.shape[:2]
+    own = torch.ones(rollouts, prompts, dtype=torch.bool, device=x_t.device)
+    own[1:] = ~shared
+    index = torch.arange(prompts, device=x_t.device).expand(rollouts, -1)[own]
+    estimate = model.denoise(x_t[own], at.at(index), take(conditioning, index))
+    place = own.flatten().cumsum(0).view(rollouts, prompts) - 1
+    return estimate[torch.where(own, place, place[:1].expand_as(place))]
+
+
+@torch.no_grad()
+def roll_out(model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int) -> Rollouts:
+    """Sample all prompts of `draw`, `batch` prompts at a time; the numbers do not depend on `batch`."""
+    parts = list(_roll_out_parts(model, kernel, draw, plan, seed, batch))
+    x_t, x0, log_prob = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    return Rollouts(draw, kernel, x_t, x0, log_prob, plan.shared_noise)
+
+
+def _roll_out_parts(
+    model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for start in range(0, len(draw), batch):
+        rows = torch.arange(start, min(start + batch, len(draw)), device=model.device)
+        numbers = [draw.first + row for row in rows.tolist()]
+        yield sample_trajectories(model, kernel, take(draw.conditioning, rows), plan, numbers, seed)
+
+
+def sample_trajectories(
+    model: BaseModel, kernel: Kernel, conditioning: Conditioning, plan: LearningPlan, numbers: Sequence[int], seed: int
+) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:
+    """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers."""
+    x = initial_noise(model, plan, numbers, seed)
+    sources = [generator(seed, "action", number, r) for r in range(plan.rollouts) for number in numbers]
+    states, estimates, log_probs = [x], [], []
+    for step in range(len(kernel)):
+        at = kernel.at(torch.full((len(numbers),), step, device=model.device))
+        shared = torch.full((len(numbers),), plan.shared_noise and step == 0, device=model.device)
+        x0 = denoise_rollouts(model, x, at, conditioning, shared)
+        wide = at.at(torch.arange(len(numbers), device=model.device).expand(plan.rollouts, -1))
+        mean = step_mean(x, x0, wide)
+        noise = normal(model.latent_shape, sources, model.device).view_as(x)
+        x = mean + wide.std[..., None, None, None] * noise
+        stochastic = bool(kernel.std[step] > 0)
+        log_probs.append(gaussian_log_prob(x, mean, wide.std) if stochastic else torch.zeros_like(wide.std))
+        states.append(x)
+        estimates.append(x0)
+    return torch.stack(states, 2), torch.stack(estimates, 2), torch.stack(log_probs, 2)
+
+
+def initial_noise(
+    model: BaseModel, plan: LearningPlan, numbers: Sequence[int], seed: int
+) -> Float[Tensor, "R B C H W"]:
+    """The noise each rollout starts from: the same for all rollouts of a pair, or each its own."""
+    owners = range(1 if plan.shared_noise else plan.rollouts)
+    sources = [generator(seed, "noise", number, r) for r in owners for number in numbers]
+    noise = normal(model.latent_shape, sources, model.device)
+    return noise.view(len(owners), len(numbers), *model.latent_shape).expand(plan.rollouts, -1, -1, -1, -1)

@@ -1,0 +1,120 @@
+"""Dual-state trajectory sampling, and the replay that training learns from."""
+
+import pytest
+import tiny
+import torch
+from torch.distributions import Normal
+
+from sdpo_cli.api.tensors import LearningPlan
+from sdpo_cli.engine.rollout import draw_prompts, roll_out
+from sdpo_cli.engine.update import check_ratio_is_one, replay_log_prob
+from sdpo_cli.errors import TrainingError
+from sdpo_cli.maths import kernel_for, step_mean, with_floor
+
+PAIR = LearningPlan()
+
+
+def kernel(model, steps: int = 3, transition: str = "ddim"):
+    return kernel_for(with_floor(model.schedule(steps)), transition, 1.0)
+
+
+@pytest.fixture
+def model(checkpoint):
+    return tiny.with_random_adapter(tiny.load(checkpoint))
+
+
+def test_rollouts_of_a_pair_share_noise_and_first_estimate_and_then_part(model):
+    rollouts = roll_out(model, kernel(model), tiny.draw(model), PAIR, 0, 2)
+    assert rollouts.x_t.shape == (2, 5, 4, 4, 8, 8)
+    assert rollouts.x0.shape == (2, 5, 3, 4, 8, 8)
+    assert torch.equal(rollouts.x_t[0, :, 0], rollouts.x_t[1, :, 0])
+    assert torch.equal(rollouts.x0[0, :, 0], rollouts.x0[1, :, 0])
+    assert tiny.biggest_difference(rollouts.x_t[0, :, 1], rollouts.x_t[1, :, 1]) > 1
+    assert len({float(x[0, 0, 0]) for x in rollouts.x_t[0, :, 0]}) == 5
+
+
+def test_rollouts_with_noise_of_their_own_differ_from_the_start(model):
+    plan = LearningPlan(rollouts=3, shared_noise=False)
+    rollouts = roll_out(model, kernel(model), tiny.draw(model), plan, 0, 5)
+    assert tiny.biggest_difference(rollouts.x_t[0, :, 0], rollouts.x_t[2, :, 0]) > 1
+
+
+def test_a_pair_costs_one_network_call_less_than_two_rollouts(model, monkeypatch):
+    pictures = []
+    denoise = model.denoise
+    monkeypatch.setattr(model, "denoise", lambda x, *rest: pictures.append(len(x)) or denoise(x, *rest))
+    roll_out(model, kernel(model, steps=4), tiny.draw(model), PAIR, 0, 5)
+    assert pictures == [5, 10, 10, 10]
+
+
+def test_numbers_depend_on_seed_and_pair_alone(model):
+    tables = kernel(model)
+    whole = roll_out(model, tables, tiny.draw(model), PAIR, 0, 5)
+    parts = roll_out(model, tables, tiny.draw(model), PAIR, 0, 2)
+    assert tiny.biggest_difference(whole.x_t, parts.x_t) < 1e-4
+    other_pairs = roll_out(model, tables, tiny.draw(model, first=5), PAIR, 0, 5)
+    other_seed = roll_out(model, tables, tiny.draw(model), PAIR, 1, 5)
+    for other in (other_pairs, other_seed):
+        assert tiny.biggest_difference(whole.x_t[:, :, 0], other.x_t[:, :, 0]) > 1
+
+
+@pytest.mark.parametrize("transition", ["ddim", "renoise", "cps"])
+def test_log_probability_is_the_mean_of_the_normal_density(model, transition):
+    tables = kernel(model, transition=transition)
+    rollouts = roll_out(model, tables, tiny.draw(model), PAIR, 0, 5)
+    for step in range(3):
+        at = tables.at(torch.full((2, 5), step))
+        density = Normal(
+            step_mean(rollouts.x_t[:, :, step], rollouts.x0[:, :, step], at), at.std[..., None, None, None]
+        )
+        expected = density.log_prob(rollouts.x_t[:, :, step + 1]).mean((-3, -2, -1))
+        torch.testing.assert_close(rollouts.log_prob[:, :, step], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_replayed_log_probabilities_equal_the_sampled_ones(model):
+    rollouts = roll_out(model, kernel(model), tiny.draw(model), PAIR, 0, 5)
+    step = torch.tensor([0, 1, 2, 0, 1])
+    replayed = replay_log_prob(model, rollouts, torch.arange(5), step)
+    assert tiny.biggest_difference(replayed, rollouts.log_prob[:, torch.arange(5), step]) < 1e-5
+    assert check_ratio_is_one(model, rollouts, [0, 1], pairs=3, tolerance=1e-5) < 1e-5
+
+
+def test_a_policy_that_moved_is_caught_with_its_step(model):
+    rollouts = roll_out(model, kernel(model), tiny.draw(model), PAIR, 0, 5)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.add_(0.1)
+    with pytest.raises(TrainingError) as fault:
+        check_ratio_is_one(model, rollouts, [2], pairs=5, tolerance=1e-4)
+    assert str(fault.value).startswith("rollout step 2: replayed log-probabilities differ from the sampled ones by ")
+    assert str(fault.value).endswith(
+        ", more than 0.0001; use model.dtype float32; if it is, the model's network is not deterministic"
+    )
+
+
+def test_gradient_through_the_shared_first_step_equals_separate_calls(model):
+    rollouts = roll_out(model, kernel(model), tiny.draw(model), PAIR, 0, 5)
+    gradients = []
+    for plan in (True, False):
+        one = type(rollouts)(
+            rollouts.draw, rollouts.kernel, rollouts.x_t, rollouts.x0, rollouts.log_prob, shared_noise=plan
+        )
+        log_prob = replay_log_prob(model, one, torch.arange(5), torch.tensor([0, 0, 1, 2, 0]))
+        loss = (log_prob * torch.tensor([[1.0], [-2.0]])).sum()
+        gradients.append(torch.autograd.grad(loss, list(model.trainable().values())))
+    for shared, separate in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, separate, rtol=1e-4, atol=1e-6)
+
+
+def test_every_prompt_comes_once_a_lap_in_an_order_of_its_own():
+    texts = [prompt.text for epoch in range(1, 6) for prompt in draw_prompts(tiny.PROMPTS, 4, epoch, seed=0)]
+    laps = [texts[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(lap) == ["ant", "bee", "cat", "dog", "owl"] for lap in laps)
+    assert len({tuple(lap) for lap in laps}) > 1
+
+
+def test_an_epochs_prompts_do_not_depend_on_earlier_calls():
+    assert draw_prompts(tiny.PROMPTS, 3, 7, seed=2) == draw_prompts(tiny.PROMPTS, 3, 7, seed=2)
+    assert draw_prompts(tiny.PROMPTS, 12, 1, seed=0) == [
+        prompt for epoch in (1, 2, 3) for prompt in draw_prompts(tiny.PROMPTS, 4, epoch, seed=0)
+    ]

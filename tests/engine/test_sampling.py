@@ -1,0 +1,86 @@
+"""True k-step sampling against the official pipeline, with and without the adapter."""
+
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+
+from sdpo_cli.api.tensors import Sampler
+from sdpo_cli.engine.rollout import encode_distinct
+from sdpo_cli.engine.sampling import sample_latents, sample_pictures
+from sdpo_cli.maths import kernel_for
+
+SEEDS = [0, 1, 12345]
+TEXTS = ["cat", "two dogs", "owl"]
+
+
+def official_latents(pipeline: StableDiffusionPipeline, steps: int, eta: float) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    return pipeline(
+        TEXTS, num_inference_steps=steps, guidance_scale=1.0, eta=eta, generator=generators, output_type="latent"
+    ).images
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "sample"])
+def folder(request, tmp_path_factory):
+    one = request.param == "v_prediction"
+    return tiny.save_pipeline(tmp_path_factory.mktemp(request.param), request.param, set_alpha_to_one=one)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_latents_equal_the_official_pipeline(folder, steps, eta):
+    model = tiny.load(folder)
+    kernel = kernel_for(model.schedule(steps), "ddim", eta)
+    ours = sample_latents(model, kernel, encode_distinct(model, TEXTS), SEEDS)
+    theirs = official_latents(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None), steps, eta)
+    scale = max(1.0, float(theirs.abs().max()))
+    assert tiny.biggest_difference(ours, theirs) < 1e-4 * scale
+
+
+def test_exported_adapter_draws_the_same_in_the_official_pipeline(checkpoint, tmp_path):
+    model = tiny.with_random_adapter(tiny.load(checkpoint))
+    model.save_adapter(tmp_path)
+    kernel = kernel_for(model.schedule(4), "ddim", 0.0)
+    ours = sample_latents(model, kernel, encode_distinct(model, TEXTS), SEEDS)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
+    bare = official_latents(pipeline, 4, 0.0)
+    pipeline.load_lora_weights(tmp_path)
+    assert tiny.biggest_difference(ours, official_latents(pipeline, 4, 0.0)) < 1e-4
+    assert tiny.biggest_difference(ours, bare) > 1e-2
+
+
+def test_adapter_reloads_and_leaves_the_base_model_alone(checkpoint, tmp_path):
+    trained = tiny.with_random_adapter(tiny.load(checkpoint))
+    trained.save_adapter(tmp_path)
+    bare, reloaded = tiny.load(checkpoint), tiny.load(checkpoint)
+    reloaded.load_adapter(tmp_path)
+    conditioning = encode_distinct(bare, TEXTS)
+    kernel = kernel_for(bare.schedule(2), "ddim", 0.0)
+    assert torch.equal(
+        sample_latents(trained, kernel, conditioning, SEEDS), sample_latents(reloaded, kernel, conditioning, SEEDS)
+    )
+    with reloaded.without_adapter():
+        plain = sample_latents(reloaded, kernel, conditioning, SEEDS)
+    assert torch.equal(plain, sample_latents(bare, kernel, conditioning, SEEDS))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_picture_does_not_depend_on_its_batch(checkpoint, batch):
+    model = tiny.load(checkpoint)
+    conditioning = encode_distinct(model, TEXTS)
+    sampler = Sampler("ddim", 1.0)
+    together = sample_pictures(model, conditioning, SEEDS, steps=4, sampler=sampler, batch=99)
+    apart = sample_pictures(model, conditioning, SEEDS, steps=4, sampler=sampler, batch=batch)
+    assert tiny.biggest_difference(together, apart) < 1e-4
+
+
+def test_equal_prompts_are_encoded_once(checkpoint, monkeypatch):
+    model = tiny.load(checkpoint)
+    encoded = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
+    conditioning = encode_distinct(model, ["cat", "dog", "cat", "cat"])
+    assert encoded == ["cat", "dog"]
+    assert torch.equal(conditioning["prompt_embeds"][0], conditioning["prompt_embeds"][3])

@@ -1,0 +1,137 @@
+"""Tiny random pipelines of the real diffusers classes, and setups on them: everything an epoch needs, in moments."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import sdpo_cli
+from sdpo_cli.api import LoadContext, Prompt
+from sdpo_cli.api.tensors import AdapterOptions, ScoreRequest, ScoreResult
+from sdpo_cli.builtin.models import CheckpointOptions, load_checkpoint
+from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
+from sdpo_cli.builtin.objectives import SdpoOptions
+from sdpo_cli.builtin.objectives.sdpo import Sdpo
+from sdpo_cli.engine.rollout import Draw, encode_distinct
+from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.setup import Setup
+from sdpo_cli.maths import kernel_for, with_floor
+from sdpo_cli.recipe import Choice, ModelSection, Recipe, RewardChoice, RolloutSection, TrainSection
+
+TOKENIZER = Path(sdpo_cli.__file__).parent / "assets" / "emoji-turbo" / "tokenizer"
+PROMPTS = tuple(Prompt(text) for text in ("cat", "dog", "owl", "bee", "ant"))
+
+
+def save_pipeline(folder: Path, prediction: str = "epsilon", **scheduler: object) -> Path:
+    """A Stable Diffusion checkpoint of random weights, 16 px pictures from 4x8x8 latents, in diffusers layout."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=1186,
+        max_position_embeddings=32,
+        bos_token_id=1184,
+        eos_token_id=1185,
+        pad_token_id=1185,
+    )
+    noise = DDIMScheduler(
+        **{
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "timestep_spacing": "trailing",
+            "prediction_type": prediction,
+            **scheduler,
+        }
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    StableDiffusionPipeline(
+        vae, CLIPTextModel(text), tokenizer, unet, noise, None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> StableDiffusion:
+    """The checkpoint as a base model."""
+    return load_checkpoint(CheckpointOptions(path=str(folder)), LoadContext())
+
+
+class Brightness:
+    """The mean of a picture: a reward whose gradient everyone can guess."""
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        return ScoreResult(request.images.mean((1, 2, 3)))
+
+
+def setup(
+    folder: Path, *, steps: int = 3, pairs: int = 4, epochs: int = 2, micro_batch: int = 2, **objective: object
+) -> Setup:
+    """A whole setup on the tiny model, reward brightness."""
+    recipe = Recipe(
+        model=ModelSection(name=str(folder)),
+        prompts=Choice(name="tiny"),
+        reward=(RewardChoice(name="brightness"),),
+        rollout=RolloutSection(pairs=pairs, steps=steps),
+        train=TrainSection(epochs=epochs, learning_rate=1e-3, samples_every=0),
+    )
+    model = load(folder)
+    return Setup(
+        recipe=recipe,
+        model=model,
+        rewards=(LoadedReward("brightness", "1", 1.0, Brightness()),),
+        eval_rewards=(),
+        prompts=PROMPTS,
+        eval_prompts=PROMPTS,
+        objective=Sdpo(SdpoOptions(**objective)),
+        kernel=kernel_for(with_floor(model.schedule(steps)), "ddim", 1.0),
+        batch=pairs,
+        micro_batch=micro_batch,
+    )
+
+
+def draw(model: StableDiffusion, first: int = 0) -> Draw:
+    """The five prompts as an epoch's draw."""
+    return Draw(PROMPTS, first, encode_distinct(model, [prompt.text for prompt in PROMPTS]))
+
+
+def with_random_adapter(model: StableDiffusion, scale: float = 0.05) -> StableDiffusion:
+    """The model with a LoRA that changes pictures: its B matrices are random instead of zero."""
+    model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def biggest_difference(one: Float[Tensor, "..."], other: Float[Tensor, "..."]) -> float:
+    """max |one - other|."""
+    return float((one - other).detach().abs().max())
