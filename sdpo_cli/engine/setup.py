@@ -1,0 +1,169 @@
+"""From a resolved recipe to loaded objects, the cheapest first, so that faults come early."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sdpo_cli.api import LoadContext, Prompt
+from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
+from sdpo_cli.engine.credit import first_rewarded_step
+from sdpo_cli.engine.evaluate import Plan
+from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
+from sdpo_cli.maths import Kernel, kernel_for, with_floor
+from sdpo_cli.recipe import LoraSection, Recipe
+from sdpo_cli.registry import Chosen, ResolvedRecipe
+
+CPU_MICRO_BATCH = 16
+"""Pairs in a forward pass on a CPU: larger ones are no faster there and take memory."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run works with.
+
+    Attributes:
+        recipe: all its fields.
+        model: without an adapter yet.
+        rewards, eval_rewards: what is trained on; what is scored beside it.
+        prompts, eval_prompts: what is trained on; what is evaluated on.
+        objective: what is learnt.
+        kernel: the Gaussians of a rollout's steps.
+        batch: pairs in an optimiser step.
+        micro_batch: pairs in a forward pass.
+    """
+
+    recipe: Recipe
+    model: BaseModel
+    rewards: tuple[LoadedReward, ...]
+    eval_rewards: tuple[LoadedReward, ...]
+    prompts: tuple[Prompt, ...]
+    eval_prompts: tuple[Prompt, ...]
+    objective: Objective
+    kernel: Kernel
+    batch: int
+    micro_batch: int
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a checkpoint must be continued with."""
+        texts = json.dumps([prompt.text for prompt in self.prompts])
+        return {
+            "base model": self.model.identity,
+            "list of prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            **{f"version of reward {reward.name}": reward.version for reward in self.rewards},
+        }
+
+
+def load_setup(resolved: ResolvedRecipe) -> Setup:
+    """Load what the recipe names. SdpoError, with the recipe's place, at the first that fails."""
+    recipe = resolved.recipe
+    device = pick_device(recipe.train.device)
+    context = LoadContext(device=str(device), dtype=recipe.model.dtype)
+    prompts = load_prompts(resolved.prompts, context)
+    eval_prompts = load_prompts(resolved.eval_prompts, context) if resolved.eval_prompts else prompts
+    objective = resolved.objective.load(context)
+    check_steps(objective, recipe.rollout.steps, resolved.place)
+    named = distinct_rewards([*resolved.rewards, *resolved.eval_rewards])
+    loaded = load_rewards(named, {choice.name: choice.weight for choice in recipe.reward}, context)
+    rewards, eval_rewards = loaded[: len(resolved.rewards)], loaded[len(resolved.rewards) :]
+    model = resolved.model.load(context)
+    schedule = with_floor(model.schedule(recipe.rollout.steps))
+    kernel = kernel_for(schedule, recipe.rollout.transition, recipe.rollout.eta).to(model.device)
+    for steps in recipe.eval.steps:
+        model.schedule(steps)
+    batch = recipe.rollout.pairs if recipe.train.batch == "all" else recipe.train.batch
+    automatic = min(batch, CPU_MICRO_BATCH) if device.type == "cpu" else batch
+    micro_batch = automatic if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
+    return Setup(recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch)
+
+
+def check_steps(objective: Objective, steps: int, place: str) -> None:
+    """RecipeError where the rollouts are too short to learn from.
+
+    With credit `next` the last action earns nothing; rollouts that share their noise share their first estimate too.
+    """
+    if steps == 1 and (first_rewarded_step(objective.plan) > 0 or objective.plan.shared_noise):
+        fault = "no action of a 1-step rollout earns a reward of its own"
+        raise RecipeError([one_line(fault, f"{place}: rollout.steps", "use 2 or more steps")])
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA, else Apple's MPS, else the CPU; any other name if this machine has it. UsageError if not.
+
+    Turns TF32 off: with it, float32 log-probabilities replayed in another batch differ by more than they may.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError("this machine has no such device", place=f"device {name}", remedy="use auto or cpu") from None
+    return device
+
+
+def load_prompts(chosen: Chosen[Any], context: LoadContext) -> tuple[Prompt, ...]:
+    """The source's prompts. PluginError where it has none."""
+    prompts: Sequence[Prompt] = chosen.load(context)
+    if not prompts:
+        raise PluginError(
+            "gave no prompts", place=f"prompt source {chosen.spec.name}", remedy="choose a source that has some"
+        )
+    return tuple(prompts)
+
+
+def distinct_rewards(chosen: Sequence[Chosen[Any]]) -> dict[str, Chosen[Any]]:
+    """The rewards by the names that columns and logs give them.
+
+    The first of a name keeps it, one with the same name and options is the same reward, and one with other options is
+    called by name and options.
+    """
+    named: dict[str, Chosen[Any]] = {}
+    for one in chosen:
+        same = [other for other in named.values() if other.name == one.name]
+        if all(other.all_options() != one.all_options() for other in same):
+            named[f"{one.name} {options_text(one)}" if same else one.name] = one
+    return named
+
+
+def options_text(chosen: Chosen[Any]) -> str:
+    """`style=flat, ...`"""
+    return ", ".join(f"{key}={value}" for key, value in chosen.all_options().items())
+
+
+def load_rewards(
+    named: Mapping[str, Chosen[Any]], weights: Mapping[str, float], context: LoadContext
+) -> tuple[LoadedReward, ...]:
+    """The rewards with their weights, 1 where none is given. They compute in float32 whatever the model's dtype."""
+    exact = replace(context, dtype="float32")
+    return tuple(
+        LoadedReward(name, f"{one.plugin.full_name} {one.spec.version}", weights.get(name, 1.0), one.load(exact))
+        for name, one in named.items()
+    )
+
+
+def adapter_options(lora: LoraSection, seed: int) -> AdapterOptions:
+    """The recipe's LoRA for the base model."""
+    return AdapterOptions(rank=lora.rank, alpha=float(lora.alpha or lora.rank), targets=lora.targets, seed=seed)
+
+
+def evaluation_plan(setup: Setup) -> Plan:
+    """The recipe's evaluation, drawn as the model's own pipeline draws."""
+    section = setup.recipe.eval
+    return Plan(
+        prompts=setup.eval_prompts,
+        steps=section.steps,
+        images_per_prompt=section.images_per_prompt,
+        seed=setup.recipe.seed,
+        sampler=setup.model.sampler,
+        batch=section.batch,
+        model=setup.recipe.model.name,
+    )

@@ -1,0 +1,96 @@
+"""Ctrl-C and SIGTERM: the first asks to stop, at once but never inside a write; the second leaves."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from types import FrameType
+from typing import TypeVar
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_REQUEST = 1.0
+"""Seconds within which a second signal is the first one again: launchers pass on what the terminal sent already."""
+SHOW_CURSOR = b"\x1b[?25h\n"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class StopSignal(BaseException):
+    """Raised in the main thread by the first signal. Not an Exception: no plug-in may swallow it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class _Desk:
+    """Which signal has been received, when, and whether it must wait."""
+
+    asked: int | None = None
+    since = 0.0
+    held: int = 0
+
+
+_desk = _Desk()
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _desk.asked is None:
+        _desk.asked, _desk.since = number, time.monotonic()
+        if not _desk.held:
+            raise StopSignal(number)
+    elif time.monotonic() - _desk.since > SAME_REQUEST:
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), SHOW_CURSOR)
+        os._exit(128 + number)
+
+
+def raise_if_asked() -> None:
+    """Raise a signal that was received, also one that somebody else's clean-up code swallowed."""
+    if _desk.asked is not None and not _desk.held:
+        raise StopSignal(_desk.asked)
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """While entered, the first SIGINT or SIGTERM raises StopSignal and a second one leaves the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _desk.asked, _desk.held = None, 0
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _desk.asked = None
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """While entered, a first signal waits; it is raised on the way out, unless something else is being raised."""
+    _desk.held += 1
+    try:
+        yield
+    finally:
+        _desk.held -= 1
+    raise_if_asked()
+
+
+def interruptible(events: Generator[T, None, R]) -> Generator[T, None, R]:
+    """The same events. A signal stops the work on the next event, never the consumer's showing of the last one."""
+    with closing(events):
+        while True:
+            raise_if_asked()
+            try:
+                event = next(events)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            with held():
+                yield event

@@ -1,0 +1,251 @@
+"""A training run. One epoch is a straight line:
+
+draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit -> update -> record
+"""
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import torch
+
+from sdpo_cli.api.tensors import Conditioning, LearningPlan
+from sdpo_cli.engine.artifacts import RunFolder, append_line, forget_after
+from sdpo_cli.engine.checkpoint import (
+    Progress,
+    Snapshot,
+    check_continues,
+    checkpoint_path,
+    newest_snapshot,
+    restore_snapshot,
+    take_snapshot,
+    write_checkpoint,
+)
+from sdpo_cli.engine.credit import (
+    Credited,
+    KeyRewards,
+    action_steps,
+    assign_credit,
+    first_rewarded_step,
+    score_rollouts,
+)
+from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
+from sdpo_cli.engine.files import writing
+from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, roll_out
+from sdpo_cli.engine.setup import Setup, adapter_options
+from sdpo_cli.engine.signals import held
+from sdpo_cli.engine.update import Update, check_ratio_is_one, plan_updates, update_policy
+from sdpo_cli.errors import ArtifactError
+from sdpo_cli.maths import StepStatistics
+
+RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
+"""Nats per element by which replayed log-probabilities may differ from the sampled ones."""
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage of an epoch."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an epoch needs that outlives it; `known` holds the prompts encoded so far."""
+
+    setup: Setup
+    folder: RunFolder
+    optimizer: torch.optim.Optimizer
+    known: dict[str, Conditioning] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What an epoch leaves to the next one."""
+
+    done: EpochDone
+    statistics: StepStatistics
+    progress: Progress
+    micro_batch: int
+
+
+def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, None]:
+    """Train to the recipe's last epoch, yielding what happens. The adapter is on the model afterwards.
+
+    Whatever stops it, a signal, a fault or a consumer that leaves, the last whole epoch is saved.
+
+    Raises:
+        TrainingError: numbers that cannot be trained on.
+        PluginError: a reward failed.
+        ArtifactError: nothing can be resumed, or a file cannot be written; the last checkpoint is intact.
+    """
+    run = start_run(setup, folder)
+    snapshot = take_snapshot(setup.model, run.optimizer, fresh_statistics(setup), Progress(), setup.about)
+    if resume:
+        found, notes = newest_snapshot(folder.checkpoints)
+        yield from (Note(note) for note in notes)
+        snapshot = found or snapshot
+        go_back(run, snapshot)
+        yield Resumed(snapshot.progress.epoch, setup.recipe.train.epochs)
+    yield from run_epochs(run, snapshot)
+
+
+def go_back(run: Run, snapshot: Snapshot) -> None:
+    """Make model, optimiser and the run's files those of the snapshot. ArtifactError where it does not fit."""
+    check_continues(snapshot, run.setup.about)
+    restore_snapshot(snapshot, run.setup.model, run.optimizer)
+    for path in (run.folder.metrics, run.folder.timings):
+        forget_after(path, snapshot.progress.epoch)
+    if snapshot.progress.epoch:
+        save_adapter(run)
+
+
+def start_run(setup: Setup, folder: RunFolder) -> Run:
+    """A fresh adapter and its optimiser."""
+    recipe = setup.recipe
+    setup.model.add_adapter(adapter_options(recipe.model.lora, recipe.seed))
+    optimizer = torch.optim.AdamW(
+        list(setup.model.trainable().values()),
+        lr=recipe.train.learning_rate,
+        betas=(recipe.train.beta1, recipe.train.beta2),
+        eps=recipe.train.epsilon,
+        weight_decay=recipe.train.weight_decay,
+    )
+    return Run(setup, folder, optimizer)
+
+
+def fresh_statistics(setup: Setup) -> StepStatistics:
+    """No returns seen yet."""
+    plan = setup.objective.plan
+    return StepStatistics(plan.statistics_size, plan.statistics_min_count)
+
+
+def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
+    """All epochs after the snapshot's; whatever stops them, the last whole epoch is saved."""
+    train, first, micro_batch = run.setup.recipe.train, snapshot.progress.epoch + 1, run.setup.micro_batch
+    try:
+        for epoch in range(first, train.epochs + 1):
+            end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
+            with held():
+                about = run.setup.about
+                snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
+                append_line(run.folder.metrics, end.done.metrics)
+                append_line(run.folder.timings, {"epoch": epoch, **end.done.seconds})
+            micro_batch = end.micro_batch
+            yield end.done
+            if epoch % train.checkpoint_every == 0 or epoch == train.epochs:
+                yield StageStarted("save", epoch, train.epochs)
+                save(run, snapshot)
+    except BaseException as fault:
+        try:
+            keep(run, snapshot)
+        except ArtifactError:
+            if not isinstance(fault, ArtifactError):
+                raise
+        raise
+
+
+def keep(run: Run, snapshot: Snapshot) -> None:
+    """Go back to the last whole epoch and save it, where there is one that is not saved yet."""
+    with held():
+        restore_snapshot(snapshot, run.setup.model, run.optimizer)
+        epoch = snapshot.progress.epoch
+        if epoch and not checkpoint_path(run.folder.checkpoints, epoch).exists():
+            save(run, snapshot)
+
+
+def save(run: Run, snapshot: Snapshot) -> None:
+    """Write the checkpoint and refresh the adapter; a signal waits."""
+    with held():
+        write_checkpoint(run.folder.checkpoints, snapshot, keep_last=run.setup.recipe.train.keep_last)
+        save_adapter(run)
+
+
+def save_adapter(run: Run) -> None:
+    """Write the adapter as it is now."""
+    with held(), writing(run.folder.adapter):
+        run.setup.model.save_adapter(run.folder.adapter)
+
+
+def run_epoch(
+    run: Run, snapshot: Snapshot, epoch: int, micro_batch: int, *, check_ratio: bool
+) -> Generator[Event, None, EpochEnd]:
+    """One epoch; nothing of it is kept anywhere unless it ends."""
+    setup, recipe, plan, clock = run.setup, run.setup.recipe, run.setup.objective.plan, Clock()
+
+    yield StageStarted("rollout", epoch, recipe.train.epochs)
+    with clock.stage("rollout"):
+        roll = partial(roll_out, setup.model, setup.kernel, draw_epoch(run, epoch), plan, recipe.seed)
+        rollouts, micro_batch = fitting(roll, micro_batch, "pair")
+        actions = action_steps(rollouts, plan)
+        if check_ratio:
+            tolerance = RATIO_TOLERANCE[recipe.model.dtype]
+            check_ratio_is_one(setup.model, rollouts, actions, pairs=micro_batch, tolerance=tolerance)
+
+    yield StageStarted("score", epoch, recipe.train.epochs)
+    with clock.stage("score"):
+        score = partial(score_rollouts, setup.model, setup.rewards, rollouts, plan)
+        scored, _ = fitting(score, plan.rollouts * micro_batch, "picture")
+
+    yield StageStarted("credit", epoch, recipe.train.epochs)
+    with clock.stage("credit"):
+        credited = assign_credit(rollouts, scored, plan, snapshot.statistics)
+
+    yield StageStarted("update", epoch, recipe.train.epochs)
+    with clock.stage("update"):
+        updates = plan_updates(rollouts, actions, batch=setup.batch, seed=recipe.seed, epoch=epoch)
+        learn = partial(update_policy, setup.model, setup.objective, run.optimizer, rollouts, credited.advantage)
+        learnt, micro_batch = learn(updates, recipe.train.max_grad_norm, micro_batch)
+    progress = advanced(snapshot.progress, rollouts, scored, updates)
+    metrics = epoch_metrics(progress, scored, credited, plan, actions, learnt)
+    done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
+    return EpochEnd(done, credited.statistics, progress, micro_batch)
+
+
+def advanced(progress: Progress, rollouts: Rollouts, scored: KeyRewards, updates: Sequence[Update]) -> Progress:
+    """The counters after one more epoch."""
+    return Progress(
+        epoch=progress.epoch + 1,
+        images=progress.images + rollouts.x0.shape[0] * rollouts.x0.shape[1],
+        queries=progress.queries + scored.queries,
+        updates=progress.updates + len(updates),
+    )
+
+
+def draw_epoch(run: Run, epoch: int) -> Draw:
+    """The epoch's prompts, encoded."""
+    recipe = run.setup.recipe
+    prompts = draw_prompts(run.setup.prompts, recipe.rollout.pairs, epoch, recipe.seed)
+    texts = [prompt.text for prompt in prompts]
+    return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, encode_distinct(run.setup.model, texts, known=run.known))
+
+
+def epoch_metrics(
+    progress: Progress,
+    scored: KeyRewards,
+    credited: Credited,
+    plan: LearningPlan,
+    actions: Sequence[int],
+    learnt: Mapping[str, float],
+) -> dict[str, int | float]:
+    """One line of `metrics.jsonl`; rewards are means over the epoch's rollouts."""
+    return {
+        **asdict(progress),
+        "reward_first": float(credited.dense[..., first_rewarded_step(plan)].mean()),
+        "reward_last": float(scored.reward[..., scored.last].mean()),
+        **{f"reward/{name}": float(values[..., scored.last].mean()) for name, values in scored.values.items()},
+        "advantage_std": float(credited.advantage[..., actions].std(correction=0)),
+        **learnt,
+    }

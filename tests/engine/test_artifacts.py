@@ -1,0 +1,103 @@
+"""A run's folder: who gets which, and what `latest` points to."""
+
+import pytest
+import torch
+
+from sdpo_cli.engine.artifacts import RunFolder, claim_run_folder, forget_after, latest_run, mark_latest, write_recipe
+from sdpo_cli.engine.board import Board
+from sdpo_cli.engine.memory import fitting
+from sdpo_cli.errors import TrainingError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_no_two_runs_get_the_same_folder():
+    names = [claim_run_folder(None, "one").path.name for _ in range(3)]
+    assert names == ["one", "one-2", "one-3"]
+
+
+def test_the_name_of_the_link_is_not_for_runs(tmp_path):
+    for out in (None, tmp_path / "elsewhere" / "latest"):
+        if out is None:
+            with pytest.raises(UsageError, match=r"^runs/latest: names the newest run; choose another name$"):
+                claim_run_folder(None, "latest")
+        else:
+            assert claim_run_folder(out, "one").path == out
+
+
+def test_latest_follows_the_newest_run_under_runs():
+    assert latest_run() is None
+    for name in ("one", "two"):
+        write_recipe(claim_run_folder(None, name), "seed: 0\n")
+    assert latest_run() == RunFolder(claim_run_folder(None, "x").path.parent / "two").path
+
+
+def test_a_run_elsewhere_marks_nothing_and_destroys_nothing(tmp_path):
+    (tmp_path / "latest").write_text("a file of the user's")
+    write_recipe(claim_run_folder(tmp_path / "run", "run"), "seed: 0\n")
+    assert (tmp_path / "latest").read_text() == "a file of the user's"
+    assert latest_run() is None
+
+
+def test_something_else_called_latest_is_left_alone(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "latest").write_text("notes")
+    run = claim_run_folder(None, "one")
+    write_recipe(run, "seed: 0\n")
+    mark_latest(run.path)
+    assert (tmp_path / "runs" / "latest").read_text() == "notes"
+
+
+def test_lines_after_an_epoch_and_a_torn_last_line_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n{"epo')
+    forget_after(path, 2)
+    assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_tensorboard_events_hold_every_epoch_once(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    rows = [{"images": 8, "loss": 0.5, "reward/x": 1.0}]
+    Board(tmp_path / "board", [*rows, {"images": 16, "loss": 0.4, "reward/x": 2.0}])
+    board = Board(tmp_path / "board", rows)
+    board.add({"images": 16, "loss": 0.25, "reward/x": 3.0})
+    board.close()
+    (file,) = (tmp_path / "board").iterdir()
+    found, data = [], file.read_bytes()
+    while data:  # a record is length, checksum of it, content, checksum of it
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    assert found == [
+        (8, "train/images", 8.0), (8, "train/loss", 0.5), (8, "reward/x", 1.0),
+        (16, "train/images", 16.0), (16, "train/loss", 0.25), (16, "reward/x", 3.0),
+    ]  # fmt: skip
+
+
+def test_work_that_runs_out_of_memory_is_tried_in_halves():
+    tried = []
+
+    def call(batch: int) -> str:
+        tried.append(batch)
+        if batch > 3:
+            raise torch.OutOfMemoryError("more than the card has")
+        return "done"
+
+    assert fitting(call, 16, "picture") == ("done", 2)
+    assert tried == [16, 8, 4, 2]
+
+
+def test_one_that_does_not_fit_is_said_in_one_line():
+    def call(batch: int) -> None:
+        raise torch.OutOfMemoryError("more than the card has")
+
+    with pytest.raises(TrainingError) as fault:
+        fitting(call, 4, "picture")
+    assert str(fault.value) == (
+        "one picture does not fit into the device's memory; use model.dtype bfloat16 or a smaller model"
+    )

@@ -1,0 +1,208 @@
+"""Whole runs on the tiny model: what is learnt, what is written, and that a resumed run is the unbroken one."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.checkpoint import complete_checkpoints, newest_snapshot
+from sdpo_cli.engine.evaluate import Plan, evaluate
+from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
+from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.trainer import train
+from sdpo_cli.errors import ArtifactError, PluginError
+
+
+def folder(tmp_path, name="run") -> RunFolder:
+    (tmp_path / name).mkdir()
+    return RunFolder(tmp_path / name)
+
+
+def final_state(run: RunFolder) -> dict[str, bytes]:
+    newest = complete_checkpoints(run.checkpoints)[-1]
+    names = ("weights.safetensors", "optimizer.safetensors", "statistics.safetensors", "state.json")
+    return {name: (newest / name).read_bytes() for name in names} | {"metrics": run.metrics.read_bytes()}
+
+
+def epochs_done(events) -> list[int]:
+    return [event.epoch for event in events if isinstance(event, EpochDone)]
+
+
+def result_of(events):
+    """What a generator of events returns."""
+    try:
+        while True:
+            next(events)
+    except StopIteration as end:
+        return end.value
+
+
+@pytest.fixture(scope="module")
+def unbroken(checkpoint, tmp_path_factory) -> dict[str, bytes]:
+    """Four epochs in one go."""
+    run = folder(tmp_path_factory.mktemp("unbroken"))
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=False)) == [1, 2, 3, 4]
+    return final_state(run)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_resumed_run_equals_the_unbroken_one_byte_for_byte(checkpoint, tmp_path, unbroken, stop_after):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=stop_after), run, resume=False))
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=True)) == list(range(stop_after + 1, 5))
+    assert final_state(run) == unbroken
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_a_consumer_that_leaves_in_mid_epoch_loses_no_whole_epoch(checkpoint, tmp_path, unbroken, checkpoint_every):
+    run, setup = folder(tmp_path), tiny.setup(checkpoint, epochs=4)
+    section = setup.recipe.train.model_copy(update={"checkpoint_every": checkpoint_every})
+    setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"train": section}))
+    events = train(setup, run, resume=False)
+    for event in events:
+        if event == StageStarted("update", 3, 4):
+            break
+    events.close()
+    assert newest_snapshot(run.checkpoints)[0].progress.epoch == 2
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=True)) == [3, 4]
+    assert final_state(run) == unbroken
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(checkpoint, tmp_path, unbroken):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=3), run, resume=False))
+    damaged = complete_checkpoints(run.checkpoints)[-1] / "optimizer.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(bytes(data))
+    events = list(train(tiny.setup(checkpoint, epochs=4), run, resume=True))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert notes == [f"{damaged.parent}: optimizer.safetensors is damaged or missing; trying the one before"]
+    assert epochs_done(events) == [3, 4]
+    assert final_state(run) == unbroken
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    run.metrics.write_text('{"epoch": 1}\n{"epo')
+    (run.checkpoints / ".partial-epoch-00001").mkdir(parents=True)
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=2), run, resume=True)) == [1, 2]
+    assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
+
+
+def test_metrics_count_what_was_done_and_hold_no_times(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=2, steps=3, pairs=4), run, resume=False))
+    first, second = (json.loads(line) for line in run.metrics.read_text().splitlines())
+    assert (second["epoch"], second["images"], second["queries"], second["updates"]) == (2, 16, 32, 4)
+    assert first["reward/brightness"] == first["reward_last"]
+    assert set(first) == {
+        "epoch", "images", "queries", "updates", "reward_first", "reward_last", "reward/brightness",
+        "advantage_std", "loss", "clip_fraction", "ratio_difference", "grad_norm",
+    }  # fmt: skip
+    assert set(json.loads(run.timings.read_text().splitlines()[0])) == {"epoch", "rollout", "score", "credit", "update"}
+
+
+def test_a_failing_reward_leaves_the_epochs_before_it(checkpoint, tmp_path):
+    class Failing(tiny.Brightness):
+        calls = 0
+
+        def score(self, request: ScoreRequest) -> ScoreResult:
+            Failing.calls += 1
+            if Failing.calls > 8:
+                raise ValueError("the scorer fell over")
+            return super().score(request)
+
+    run, setup = folder(tmp_path), tiny.setup(checkpoint, epochs=4)
+    section = setup.recipe.train.model_copy(update={"checkpoint_every": 4})
+    setup = dataclasses.replace(
+        setup,
+        recipe=setup.recipe.model_copy(update={"train": section}),
+        rewards=(LoadedReward("failing", "1", 1.0, Failing()),),
+    )
+    with pytest.raises(PluginError, match=r"^reward failing: raised ValueError: the scorer fell over; "):
+        list(train(setup, run, resume=False))
+    assert newest_snapshot(run.checkpoints)[0].progress.epoch == len(run.metrics.read_text().splitlines()) >= 1
+
+
+def test_only_the_newest_checkpoints_are_kept_and_no_partial_one(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=4), run, resume=False))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["epoch-00003", "epoch-00004"]
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    setup = tiny.setup(checkpoint, epochs=2)
+    lora = setup.recipe.model.lora.model_copy(update={"rank": 4})
+    model = setup.recipe.model.model_copy(update={"lora": lora})
+    setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"model": model}))
+    with pytest.raises(ArtifactError) as fault:
+        list(train(setup, run, resume=True))
+    assert str(fault.value) == (
+        "checkpoint of epoch 1: its 64 weights are not the 64 of this model and adapter; "
+        "resume with the recipe that wrote it"
+    )
+
+
+def test_brightness_rises(checkpoint, tmp_path):
+    """The whole method on a reward that it can move: fresh pictures of the same seeds are brighter than before."""
+    setup = tiny.setup(checkpoint, epochs=8, pairs=10, steps=4, micro_batch=10, gamma=0.0, clip=0.0)
+    section = setup.recipe.train.model_copy(update={"learning_rate": 1e-2})
+    setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"train": section}))
+    list(train(setup, folder(tmp_path), resume=False))
+    plan = Plan(tiny.PROMPTS, (1, 2, 4), 4, 1000, setup.model.sampler, 20, "tiny")
+    evaluation = result_of(evaluate(setup.model, setup.rewards, plan, adapter="adapter"))
+    for result in evaluation.report.results:
+        assert result.difference.low > 0, result
+        assert result.win_rate > 0.7, result
+
+
+def test_a_resumed_run_writes_its_adapter_anew(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    weights = run.adapter / "pytorch_lora_weights.safetensors"
+    expected = load_file(weights)
+    weights.unlink()
+    assert [type(event) for event in train(tiny.setup(checkpoint, epochs=1), run, resume=True)] == [Resumed]
+    found = load_file(weights)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_another_base_model_is_refused(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    setup = tiny.setup(checkpoint, epochs=2)
+    with torch.no_grad():
+        next(setup.model.unet.parameters()).mul_(1.05)
+    other = dataclasses.replace(setup, model=type(setup.model)(setup.model.pipeline, str(checkpoint)))
+    with pytest.raises(ArtifactError) as fault:
+        list(train(other, run, resume=True))
+    assert str(fault.value) == (
+        "checkpoint of epoch 1: made with another base model; resume with what it was made with, or start a new run"
+    )
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_not_passed_over(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=2), run, resume=False))
+    newest = complete_checkpoints(run.checkpoints)[-1]
+    (newest / "manifest.json").write_text('{"format": 2, "sha256": {}}')
+    with pytest.raises(ArtifactError) as fault:
+        list(train(tiny.setup(checkpoint, epochs=3), run, resume=True))
+    assert str(fault.value) == f"{newest}: format 2 is newer than 1; update sdpo-cli"
+
+
+def test_prompts_are_encoded_once_in_a_run(checkpoint, tmp_path, monkeypatch):
+    setup = tiny.setup(checkpoint, epochs=4)
+    encoded, encode = [], setup.model.encode
+    monkeypatch.setattr(setup.model, "encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
+    list(train(setup, folder(tmp_path), resume=False))
+    assert sorted(encoded) == ["ant", "bee", "cat", "dog", "owl"]
