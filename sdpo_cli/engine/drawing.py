@@ -1,0 +1,97 @@
+"""Pictures into a folder, each with what it takes to draw it again in its metadata."""
+
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdpo_cli import __version__
+from sdpo_cli.api.tensors import BaseModel, Sampler
+from sdpo_cli.engine.artifacts import append_line
+from sdpo_cli.engine.events import Event, FileWritten, StageStarted
+from sdpo_cli.engine.files import write_bytes
+from sdpo_cli.engine.images import picture_grid, png_bytes, write_png
+from sdpo_cli.engine.rollout import encode_distinct, take
+from sdpo_cli.engine.sampling import sample_pictures
+from sdpo_cli.errors import UsageError
+
+COLUMNS = 8
+GRID_PICTURES = 100
+"""Pictures in the grid at the most; the others are in the folder."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to draw: every prompt with the seeds `seed`, `seed` + 1, ... `seed` + `count` - 1.
+
+    `model` is what a recipe calls the model.
+    """
+
+    prompts: Sequence[str]
+    count: int
+    seed: int
+    steps: int
+    sampler: Sampler
+    batch: int
+    model: str
+
+
+def new_folder(out: Path | None, default: Path) -> Path:
+    """`out`, which must be new or empty, or the first free of `default`, `default`-2, ..."""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError("is not an empty folder", place=str(out), remedy="name another one with --out")
+        return out
+    number, path = 1, default
+    while path.exists():
+        number += 1
+        path = default.with_name(f"{default.name}-{number}")
+    return path
+
+
+def draw_into(
+    folder: Path, model: BaseModel, order: Order, *, adapter: Path | None
+) -> Generator[Event, None, list[Path]]:
+    """Draw the order into `folder`: PNGs, `samples.jsonl` with a row for each, and `grid.png`. Gives the PNGs."""
+    wanted = [(prompt, order.seed + number) for prompt in order.prompts for number in range(order.count)]
+    conditioning = encode_distinct(model, [prompt for prompt, _ in wanted])
+    paths, shown = [], []
+    for start in range(0, len(wanted), order.batch):
+        some = wanted[start : start + order.batch]
+        yield StageStarted("draw", 0, 0, f"pictures {start + 1} to {start + len(some)} of {len(wanted)}")
+        rows = take(conditioning, torch.arange(start, start + len(some), device=model.device))
+        pictures = sample_pictures(
+            model, rows, [seed for _, seed in some], steps=order.steps, sampler=order.sampler, batch=order.batch
+        )
+        for (prompt, seed), picture in zip(some, pictures, strict=True):
+            about = {
+                "prompt": prompt,
+                "seed": seed,
+                "steps": order.steps,
+                "transition": order.sampler.transition,
+                "eta": order.sampler.eta,
+                "model": order.model,
+                "identity": model.identity,
+                "adapter": str(adapter) if adapter else "",
+            }
+            path = folder / f"{len(paths):05d}-{slug(prompt)}-seed{seed}.png"
+            text = {key: str(value) for key, value in about.items()}
+            write_png(path, picture, {**text, "software": f"sdpo {__version__}"})
+            append_line(folder / "samples.jsonl", {"file": path.name, **about})
+            paths.append(path)
+            if len(shown) < GRID_PICTURES:
+                shown.append(picture)
+    whole_rows = 1 < order.count <= COLUMNS
+    columns = order.count if whole_rows else min(len(shown), COLUMNS)
+    labels = order.prompts[: -(-len(shown) // columns)] if whole_rows else ()
+    grid = picture_grid(torch.stack(shown), columns, row_labels=labels)
+    write_bytes(folder / "grid.png", png_bytes(grid))
+    yield FileWritten(folder / "grid.png", f"{len(paths)} picture{'s' if len(paths) > 1 else ''} on one sheet")
+    return paths
+
+
+def slug(prompt: str) -> str:
+    """A prompt as a short, harmless part of a file name: lower-case ASCII letters and digits joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "prompt"

@@ -1,0 +1,208 @@
+"""A whole `sdpo train`: load, train, keep records along the way, and show what has changed."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+
+from sdpo_cli.engine.artifacts import RunFolder, check_out, claim_run_folder, library_versions, write_recipe
+from sdpo_cli.engine.board import Board
+from sdpo_cli.engine.evaluate import Evaluation, evaluate
+from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Resumed, StageStarted
+from sdpo_cli.engine.files import read_json_lines, read_text, write_bytes, write_text
+from sdpo_cli.engine.grids import SHOWN, before_after, step_label
+from sdpo_cli.engine.images import picture_grid, png_bytes
+from sdpo_cli.engine.records import to_json
+from sdpo_cli.engine.report import ModelCard, Picture, ReportPage, draw_curves, render_model_card, render_report
+from sdpo_cli.engine.rollout import encode_distinct
+from sdpo_cli.engine.sampling import sample_pictures
+from sdpo_cli.engine.setup import Setup, evaluation_plan, load_setup
+from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
+from sdpo_cli.engine.trainer import train
+from sdpo_cli.errors import RecipeError, StoppedError, UsageError, one_line
+from sdpo_cli.recipe import Recipe, dump_recipe
+from sdpo_cli.registry import ResolvedRecipe, load_recipe
+
+MAY_CHANGE = {
+    "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "samples_every"},
+    "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
+}
+"""Fields that a resumed run may set anew: they change no step already taken."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: its folder, what the evaluation found, and the before/after grid."""
+
+    folder: RunFolder
+    evaluation: Evaluation
+    grid: Path
+
+
+def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, Trained]:
+    """A new run. Nothing is written before everything is loaded."""
+    name = resolved.recipe.name or "run"
+    check_out(out, name)
+    yield StageStarted("load", 0, 0)
+    setup = load_setup(resolved)
+    folder = claim_run_folder(out, name)
+    write_recipe(folder, dump_recipe(resolved.recipe))
+    return (yield from carry_out(setup, folder, resume=False))
+
+
+def resume(folder: RunFolder, overrides: list[str]) -> Generator[Event, None, Trained]:
+    """Go on with the run in `folder`. RecipeError where an override changes what has been done already."""
+    written = load_recipe(folder.recipe)
+    resolved = load_recipe(folder.recipe, overrides)
+    check_same_run(written.recipe, resolved.recipe, str(folder.recipe))
+    yield StageStarted("load", 0, 0)
+    setup = load_setup(resolved)
+    write_recipe(folder, dump_recipe(resolved.recipe))
+    return (yield from carry_out(setup, folder, resume=True))
+
+
+def check_same_run(written: Recipe, wanted: Recipe, place: str) -> None:
+    """RecipeError naming every field that differs and may not."""
+    before, after = written.model_dump(), wanted.model_dump()
+    faults = []
+    for section in before:
+        if before[section] == after[section]:
+            continue
+        free = MAY_CHANGE.get(section, set())
+        keys = [key for key in before[section] if key not in free] if isinstance(before[section], dict) else [""]
+        for key in keys:
+            old, new = (before[section][key], after[section][key]) if key else (before[section], after[section])
+            if old != new:
+                field = f"{section}.{key}" if key else section
+                faults.append(one_line(f"{old!r} cannot become {new!r} in a resumed run", f"{place}: {field}"))
+    if faults:
+        raise RecipeError(faults)
+
+
+def carry_out(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, Trained]:
+    """Train, evaluate and write everything down. StoppedError after SIGINT or SIGTERM, with a checkpoint kept."""
+    with stop_signals():
+        try:
+            return (yield from interruptible(whole_run(setup, folder, resume=resume)))
+        except StopSignal as stop:
+            raise StoppedError(
+                f"stopped by {stop}",
+                place=str(folder.path),
+                remedy=f"continue with `sdpo train --out {quote(str(folder.path))} --resume`",
+                signal_number=stop.number,
+            ) from None
+
+
+def whole_run(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, Trained]:
+    """Train with records along the way, then show what has changed."""
+    evaluation: Evaluation | None = None
+    board: Board | None = None
+    with closing(train(setup, folder, resume=resume)) as events:
+        for event in events:
+            yield event
+            board = board or Board(folder.tensorboard, written_metrics(folder, event))
+            if isinstance(event, EpochDone):
+                board.add(event.metrics)
+                board.add({"images": event.metrics["images"], **event.seconds}, "seconds")
+            if isinstance(event, EpochDone | Resumed) and event.epoch:
+                evaluation = (yield from keep_records(setup, folder, event.epoch, evaluation)) or evaluation
+    return (yield from conclude(setup, folder, evaluation))
+
+
+def written_metrics(folder: RunFolder, event: Event) -> list[dict[str, Any]]:
+    """The epochs written before `event`."""
+    rows = read_json_lines(folder.metrics) if folder.metrics.exists() else []
+    return [row for row in rows if not isinstance(event, EpochDone) or row["epoch"] < event.epoch]
+
+
+def keep_records(
+    setup: Setup, folder: RunFolder, epoch: int, earlier: Evaluation | None
+) -> Generator[Event, None, Evaluation | None]:
+    """Sample grid and evaluation of an epoch, where they are due and not there yet; gives the evaluation."""
+    train, every = setup.recipe.train, setup.recipe.eval.every
+    grid = folder.samples / f"epoch-{epoch:05d}.png"
+    if train.samples_every and (epoch % train.samples_every == 0 or epoch == train.epochs) and not grid.exists():
+        write_samples(setup, grid)
+    path = folder.path / "evaluations" / f"epoch-{epoch:05d}.json"
+    if not every or epoch % every or path.exists():
+        return None
+    found = yield from evaluate_run(setup, folder, epoch, earlier)
+    write_text(path, to_json(found.report))
+    return found
+
+
+def write_samples(setup: Setup, path: Path) -> None:
+    """The same prompts and seeds after every so many epochs, a row for each step count."""
+    prompts = setup.eval_prompts[:SHOWN]
+    conditioning = encode_distinct(setup.model, [prompt.text for prompt in prompts])
+    seeds = [setup.recipe.seed + number for number in range(len(prompts))]
+    steps = setup.recipe.eval.steps
+    rows = [
+        sample_pictures(setup.model, conditioning, seeds, count, setup.model.sampler, setup.recipe.eval.batch)
+        for count in steps
+    ]
+    labels = [step_label(count) for count in steps]
+    grid = picture_grid(torch.cat(rows), len(prompts), [prompt.text for prompt in prompts], labels)
+    write_bytes(path, png_bytes(grid))
+
+
+def evaluate_run(
+    setup: Setup, folder: RunFolder, epoch: int, earlier: Evaluation | None
+) -> Generator[Event, None, Evaluation]:
+    """The adapter after `epoch` against the base model, whose pictures need not be drawn again."""
+    rewards, plan = setup.rewards + setup.eval_rewards, evaluation_plan(setup)
+    base = earlier.base if earlier else None
+    found = yield from evaluate(setup.model, rewards, plan, adapter=str(folder.adapter), base=base, shown=SHOWN)
+    return replace(found, epoch=epoch)
+
+
+def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> Generator[Event, None, Trained]:
+    """Evaluate, where that has not just been done; write the report, the before/after grid and the model card."""
+    epochs = setup.recipe.train.epochs
+    if evaluation is None or evaluation.epoch != epochs:
+        evaluation = yield from evaluate_run(setup, folder, epochs, evaluation)
+    grid = folder.path / "before-after.png"
+    write_bytes(grid, png_bytes(before_after(evaluation, [prompt.text for prompt in setup.eval_prompts[:SHOWN]])))
+    write_text(folder.evaluation, to_json(evaluation.report))
+    metrics = read_json_lines(folder.metrics)
+    write_bytes(folder.path / "curves.png", draw_curves(metrics))
+    name, recipe = setup.recipe.name or folder.path.name, read_text(folder.recipe)
+    page = ReportPage(
+        title=name,
+        report=evaluation.report,
+        metrics=metrics,
+        pictures=[Picture(grid.read_bytes(), "The same prompts and seeds, before and after training.")],
+        recipe=recipe,
+        versions=library_versions(),
+    )
+    write_text(folder.path / "report.html", render_report(page))
+    card = ModelCard(
+        title=name,
+        model=setup.recipe.model.name,
+        source=setup.model.source,
+        dtype=setup.recipe.model.dtype,
+        on_hub=not Path(setup.model.source).exists(),
+        recipe=recipe,
+        versions=library_versions(),
+        report=evaluation.report,
+    )
+    write_text(folder.adapter / "README.md", render_model_card(card))
+    yield FileWritten(grid, "the same prompts and seeds before and after")
+    yield FileWritten(folder.path / "report.html", "the report, for a browser")
+    yield FileWritten(folder.adapter, "the LoRA, for diffusers' load_lora_weights")
+    return Trained(folder, evaluation, grid)
+
+
+def find_run(out: Path | None, latest: Path | None) -> RunFolder:
+    """The run to resume: `out`, else the latest. UsageError where there is none."""
+    path = out or latest
+    if path is None:
+        raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder with --out")
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        raise UsageError("holds no run", place=str(path), remedy="name a folder that `sdpo train` wrote")
+    return folder

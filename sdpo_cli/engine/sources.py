@@ -1,0 +1,89 @@
+"""What `sdpo sample` and `sdpo eval` draw with: a run, a recipe, a model's name, or a folder in diffusers layout."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+
+from sdpo_cli.api import BaseModelSpec, LoadContext
+from sdpo_cli.api.tensors import BaseModel
+from sdpo_cli.engine.artifacts import RunFolder, is_run, latest_run
+from sdpo_cli.engine.setup import pick_device
+from sdpo_cli.errors import ArtifactError, RecipeError
+from sdpo_cli.recipe import ModelSection, read_recipe, shipped_recipes, validate
+from sdpo_cli.recipe.paths import user_path
+from sdpo_cli.recipe.schema import Dtype
+from sdpo_cli.registry import Chosen, load_registry
+
+DEFAULT_RECIPE = "quickstart"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to draw with.
+
+    Attributes:
+        label: what to call it in file names.
+        name: what a recipe calls the base model.
+        model: the base model.
+        dtype: number format of its networks.
+        adapter: folder of the LoRA on it, if any.
+        recipe: file or shipped name of the recipe it came from, if any: it knows rewards and prompts.
+    """
+
+    label: str
+    name: str
+    model: Chosen[BaseModelSpec]
+    dtype: Dtype = "float32"
+    adapter: Path | None = None
+    recipe: str | None = None
+
+
+def find_source(name: str | None) -> Source:
+    """The source of a name. None: the latest run under `runs/`, else the quick start's base model.
+
+    Raises:
+        PluginError: no model, recipe, run or folder has this name.
+        ArtifactError: the run has no adapter yet.
+        RecipeError: its recipe is faulty.
+    """
+    if name is None:
+        run = latest_run()
+        return run_source(RunFolder(run)) if run else recipe_source(DEFAULT_RECIPE)
+    path = user_path(name)
+    if is_run(path):
+        return run_source(RunFolder(path))
+    if path.name == "adapter" and is_run(path.parent):
+        return run_source(RunFolder(path.parent))
+    if path.suffix in (".yaml", ".yml") or name in shipped_recipes():
+        return recipe_source(name)
+    return Source(path.resolve().name, name, load_registry().model(name))
+
+
+def run_source(folder: RunFolder) -> Source:
+    """A run's base model with the adapter it trained."""
+    if not folder.adapter.is_dir():
+        raise ArtifactError(
+            "this run has no adapter yet",
+            place=str(folder.path),
+            remedy=f"train it: `sdpo train --out {quote(str(folder.path))} --resume`",
+        )
+    source = recipe_source(str(folder.recipe))
+    return replace(source, label=folder.path.resolve().name, adapter=folder.adapter)
+
+
+def recipe_source(recipe: str) -> Source:
+    """A recipe's base model. Only its `model` is looked at: drawing needs none of its rewards."""
+    read = read_recipe(recipe)
+    section, faults = validate(ModelSection, read.raw.get("model"), f"{read.place}: model")
+    if section is None:
+        raise RecipeError(faults)
+    model = load_registry().model(section.name, section.options, f"{read.place}: model", read.folder)
+    return Source(str(read.raw["name"]), section.name, model, section.dtype, recipe=recipe)
+
+
+def load_model(source: Source, device: str) -> BaseModel:
+    """The model, with the source's adapter on it."""
+    model: BaseModel = source.model.load(LoadContext(device=str(pick_device(device)), dtype=source.dtype))
+    if source.adapter:
+        model.load_adapter(source.adapter)
+    return model
