@@ -1,0 +1,85 @@
+"""`sdpo eval`: base model and adapter on the same prompts and seeds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdpo_cli.commands.completion import complete_prompts, complete_source
+from sdpo_cli.commands.sources import LARGEST_SEED, say_fallback
+
+
+def evaluate(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run, a recipe, a model's name, or a folder in diffusers layout; default: the latest run.",
+            show_default=False,
+            autocompletion=complete_source,
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Step counts, as in 1,2,4; default: the recipe's.", show_default=False)
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="A reward as in a recipe, instead of the recipe's. May be repeated.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="A prompt source or file; default: the recipe's.", show_default=False, autocompletion=complete_prompts
+        ),
+    ] = None,
+    images_per_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each prompt; default: the recipe's.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the first picture.", show_default=False)
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of fresh noise; default: the model's own.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder; default: evals/SOURCE.", show_default=False)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 32,
+    device: Annotated[str, typer.Option(help="torch device; auto takes an accelerator where there is one.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the table and errors.")] = False,
+) -> None:
+    """Compare a trained adapter with its base model at several step counts: sdpo eval --steps 1,2,4
+
+    Writes report.json, values.jsonl, report.html and a picture grid. Without an adapter it measures the model alone.
+    """
+    from rich.console import Console
+
+    from sdpo_cli.commands.display import show
+    from sdpo_cli.commands.tables import print_report
+    from sdpo_cli.engine.drawing import new_folder
+    from sdpo_cli.engine.evaluation_run import Request, evaluate_source
+    from sdpo_cli.engine.sources import find_source
+
+    found = find_source(source)
+    say_fallback(source, found, quiet=quiet)
+    request = Request(
+        steps=step_counts(steps) if steps else None,
+        rewards=reward or [],
+        prompts=prompts,
+        images_per_prompt=images_per_prompt,
+        seed=seed,
+        eta=eta,
+        batch=batch,
+        device=device,
+    )
+    folder = new_folder(out, Path("evals") / found.label)
+    evaluation = show(evaluate_source(found, request, folder), Console(stderr=True), quiet=quiet)
+    print_report(evaluation.report)
+
+
+def step_counts(text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers. UsageError where it is something else."""
+    from sdpo_cli.errors import UsageError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) for part in parts):
+        raise UsageError(f"{text!r} are no step counts", place="--steps", remedy="write them as in 1,2,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))

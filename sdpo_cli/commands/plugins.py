@@ -1,0 +1,174 @@
+"""`sdpo plugins`: what is installed, what its options are, and whether it keeps the contract."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from sdpo_cli.commands.completion import complete_plugin
+from sdpo_cli.errors import PluginError, SdpoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pydantic.fields import FieldInfo
+
+    from sdpo_cli.api import Options
+    from sdpo_cli.registry import Plugin, Registry
+
+app = typer.Typer(
+    rich_markup_mode=None, help="List, describe and check rewards, base models, prompt sources and objectives."
+)
+
+
+@app.command("list")
+def list_plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """What is installed, from which distribution; and what is broken, and why."""
+    from sdpo_cli.registry import HOOKS, load_registry
+
+    registry = load_registry()
+    if as_json:
+        print(json.dumps(_as_json(registry), indent=2, ensure_ascii=False))
+        return
+    for kind in HOOKS.values():
+        rows = [
+            (registry.plain_name(plugin), plugin.spec.summary, plugin.spec.version, plugin.origin)
+            for plugin in registry.of_kind(kind)
+        ]
+        if rows:
+            _print((kind.kind, "summary", "version", "from"), sorted(rows))
+    if registry.broken:
+        broken = [(plugin.origin, plugin.entry_point, plugin.reason) for plugin in registry.broken]
+        _print(("broken", "entry point", "reason"), broken)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="NAME or DIST:NAME.", autocompletion=complete_plugin)],
+) -> None:
+    """What a plug-in does, where it comes from, and its options with their defaults."""
+    from sdpo_cli.registry import load_registry
+
+    for index, plugin in enumerate(_named(load_registry(), name)):
+        spec = plugin.spec
+        print("\n" * bool(index) + f"{spec.name}: {spec.kind}, version {spec.version}, from {plugin.origin}")
+        print(spec.summary)
+        print(f"Source: {spec.source}")
+        options = list(_options(spec.options))
+        if options:
+            _print(("option", "type", "default", "description"), options)
+        else:
+            print("It has no options.")
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str, typer.Argument(help="A plug-in, or a distribution for all it offers.", autocompletion=complete_plugin)
+    ],
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the plug-in; repeatable.")
+    ] = None,
+) -> None:
+    """Load plug-ins and try them against the contract. Exit code 3 when one fails."""
+    from sdpo_cli.registry import load_registry
+
+    registry = load_registry()
+    broken = [plugin for plugin in registry.broken if plugin.distribution == target]
+    plugins = [plugin for plugin in registry.plugins if plugin.distribution == target]
+    if not plugins and not broken:
+        plugins = _named(registry, target)
+    rows = [(plugin.entry_point, "broken", plugin.reason) for plugin in broken]
+    rows += [(f"{plugin.spec.kind} {plugin.spec.name}", *_checked(plugin, options or [])) for plugin in plugins]
+    _print(("plug-in", "result", "why"), rows)
+    failed = [row for row in rows if row[1] in ("broken", "failed")]
+    if failed:
+        raise PluginError(f"{len(failed)} of {len(rows)} plug-ins failed", place=target)
+
+
+def _checked(plugin: Plugin, settings: Sequence[str]) -> tuple[str, str]:
+    """The result of one plug-in's check and the reason for it."""
+    from sdpo_cli.recipe.source import override
+    from sdpo_cli.registry import load_registry
+    from sdpo_cli.testing import check_spec
+
+    options = override({"options": {}}, [f"options.{text}" for text in settings])["options"]
+    missing = [name for name, field in plugin.spec.options.model_fields.items() if field.is_required()]
+    if set(missing) - options.keys():
+        return "skipped", f"give --set {missing[0]}=VALUE"
+    try:
+        check_spec(load_registry().choose(plugin, options, "--set"))
+    except SdpoError as error:
+        return "failed", str(error)
+    return "ok", ""
+
+
+def _named(registry: Registry, name: str) -> list[Plugin]:
+    from sdpo_cli.api import Spec
+
+    return registry.named(Spec, name) or [registry.find(Spec, name)]
+
+
+def _options(schema: type[Options], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and description of every option; those of a group as `group.option`."""
+    from sdpo_cli.api import Options
+
+    for key, field in schema.model_fields.items():
+        name, kind = f"{prefix}{field.alias or key}", field.annotation
+        if isinstance(kind, type) and issubclass(kind, Options):
+            yield from _options(kind, f"{name}.")
+        else:
+            default = (
+                "required"
+                if field.is_required()
+                else json.dumps(field.get_default(call_default_factory=True), default=str)
+            )
+            yield name, _type_text(field), default, field.description or ""
+
+
+def _type_text(field: FieldInfo) -> str:
+    """The type as a reader says it, with its bounds: `float >= 0 <= 1`, `'next' | 'current'`."""
+    kind: Any = field.annotation
+    literals = get_args(kind) if get_origin(kind) is Literal else ()
+    text = " | ".join(map(repr, literals)) or (kind.__name__ if isinstance(kind, type) else str(kind))
+    bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(note, key)}" for note in field.metadata for key, sign in bounds.items() if hasattr(note, key)
+    ]
+    return " ".join([text, *limits])
+
+
+def _as_json(registry: Registry) -> dict[str, Any]:
+    """What `list` says, for programs. A name with a colon is one that two distributions offer."""
+    plugins = [
+        {
+            "kind": plugin.spec.kind,
+            "name": registry.plain_name(plugin),
+            "summary": plugin.spec.summary,
+            "version": plugin.spec.version,
+            "source": plugin.spec.source,
+            "distribution": plugin.distribution,
+            "distribution_version": plugin.version,
+        }
+        for plugin in registry.plugins
+    ]
+    return {"plugins": plugins, "broken": [asdict(plugin) for plugin in registry.broken]}
+
+
+def _print(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout: as wide as the terminal, 80 columns in a pipe."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)

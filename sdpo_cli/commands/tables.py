@@ -1,0 +1,46 @@
+"""Tables on stdout."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdpo_cli.engine.records import EvaluationReport, Interval, StepResult
+
+
+def print_report(report: "EvaluationReport") -> None:
+    """Each reward per step count, before -> after, with 95 % intervals over prompts; then the diversity."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tuned = report.adapter is not None
+    table = Table()
+    table.add_column("", no_wrap=True)
+    table.add_column("steps", justify="right", no_wrap=True)
+    for column in ("before", "after", "change", "better") if tuned else ("mean",):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in dict.fromkeys(result.reward for result in report.results):
+        for result in report.results:
+            if result.reward == name:
+                table.add_row(name, str(result.steps), *cells(result))
+        table.add_section()
+    for one in report.diversity:
+        after = [f"{one.tuned:.3f}", f"{one.tuned - one.base:+.3f}", ""] if one.tuned is not None else []
+        table.add_row("diversity", str(one.steps), f"{one.base:.3f}", *after)
+    Console(markup=False, highlight=False).print(table)
+    unit = "95 % intervals over prompts; better: share of pictures that score higher than before"
+    print(unit if tuned else "95 % intervals over prompts")
+    if report.diversity:
+        print(f"diversity: {report.diversity[0].measure}, among pictures of one prompt")
+
+
+def cells(result: "StepResult") -> list[str]:
+    """A row's numbers."""
+    if result.tuned is None or result.difference is None or result.win_rate is None:
+        return [interval(result.base)]
+    change = interval(result.difference, sign="+")
+    return [f"{result.base.mean:.3f}", f"{result.tuned.mean:.3f}", change, f"{result.win_rate:.0%}"]
+
+
+def interval(value: "Interval", sign: str = "") -> str:
+    """`0.413 ± 0.021`, or the mean alone where there is no interval."""
+    mean = f"{value.mean:{sign}.3f}"
+    return mean if value.low is None else f"{mean} ± {value.mean - value.low:.3f}"

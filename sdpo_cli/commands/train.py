@@ -1,0 +1,60 @@
+"""`sdpo train`: align a model with a reward, or go on with a run."""
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdpo_cli.commands.completion import complete_recipe
+
+if TYPE_CHECKING:
+    from sdpo_cli.engine.run import Trained
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe file, or a shipped recipe's name.", show_default=False, autocompletion=complete_recipe
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: train.epochs=4. May be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
+) -> None:
+    """Align a few-step model with a reward: sdpo train recipes/quickstart.yaml"""
+    from rich.console import Console
+
+    from sdpo_cli.commands.display import show
+    from sdpo_cli.commands.tables import print_report
+    from sdpo_cli.engine import run
+    from sdpo_cli.engine.artifacts import latest_run
+    from sdpo_cli.errors import UsageError
+    from sdpo_cli.registry import load_recipe
+
+    if resume and recipe:
+        raise UsageError("a resumed run has its own recipe", place=recipe, remedy="name the run's folder with --out")
+    if not resume and not recipe:
+        raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
+    if resume:
+        events = run.resume(run.find_run(out, latest_run()), overrides or [])
+    else:
+        events = run.start(load_recipe(recipe or "", overrides or []), out)
+    trained = show(events, Console(stderr=True), quiet=quiet)
+    print_report(trained.evaluation.report)
+    if not quiet:
+        print_next(trained)
+
+
+def print_next(trained: "Trained") -> None:
+    """Where the pictures are, and what to try next."""
+    folder = trained.folder.path
+    typer.echo(f"\nBefore and after: {trained.grid}")
+    typer.echo("Try next:")
+    typer.echo(f"  sdpo sample {quote(str(folder))} --prompt owl --prompt 'two cats' --count 4")
+    typer.echo(f"  sdpo eval {quote(str(folder))} --steps 1,2,4 --images-per-prompt 4")

@@ -1,0 +1,95 @@
+"""The command `sdpo`: the subcommands, and the one place where errors become lines and exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sdpo_cli import __version__
+from sdpo_cli.commands import plugins
+from sdpo_cli.commands.eval import evaluate
+from sdpo_cli.commands.sample import sample
+from sdpo_cli.commands.score import score
+from sdpo_cli.commands.train import train
+from sdpo_cli.errors import SdpoError, one_line
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; newer versions of Typer turn the exception into it, older ones into Abort."""
+
+app = typer.Typer(
+    name="sdpo",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take a third of the time of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train)
+app.command("sample")(sample)
+app.command("eval")(evaluate)
+app.command("score")(score)
+app.add_typer(plugins.app, name="plugins")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sdpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def sdpo(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Align few-step text-to-image models with a reward, by Stepwise Diffusion Policy Optimization.
+
+    Start with: sdpo train recipes/quickstart.yaml
+    """
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line `argv` (without the program's name) and give the exit code.
+
+    A user's fault is one `error:` line on stderr and the exit code of its class; a bug shows its traceback and gives 1.
+    With SDPO_DEBUG=1 a fault shows its traceback too.
+    """
+    try:
+        code = app(list(argv) or ["--help"], prog_name="sdpo", standalone_mode=False)
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            return _report(["interrupted"], INTERRUPTED)
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        return _report(["interrupted"], INTERRUPTED)
+    except SdpoError as error:
+        if os.environ.get("SDPO_DEBUG") == "1":
+            traceback.print_exc()
+        return _report(str(error).splitlines(), error.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Click's usage errors; Typer carries its own Click, which has no name
+            return _report([_usage_fault(error)], 2)
+        traceback.print_exc()
+        return _report(["this is a bug in sdpo or in a plug-in; please report it with the lines above"], 1)
+
+
+def _usage_fault(error: Exception) -> str:
+    """Click's message as `fault; remedy`."""
+    message = error.format_message().replace(". Did you", "; did you").rstrip(".")
+    context = getattr(error, "ctx", None)
+    remedy = f"see `{context.command_path if context else 'sdpo'} --help`"
+    fault = message[:1].lower() + message[1:]
+    return one_line(f"{fault} {remedy}") if fault.endswith("?") else one_line(fault, remedy=remedy)
+
+
+def _report(lines: Sequence[str], code: int) -> int:
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return code

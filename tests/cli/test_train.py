@@ -1,0 +1,231 @@
+"""`sdpo train` from the outside: what it writes, what it says, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from sdpo_cli.main import main
+
+
+def sdpo(*arguments: str, folder: Path) -> subprocess.Popen:
+    """The command in a process of its own, in a session of its own, so that signals reach it alone."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sdpo_cli", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
+    """Until `path` has so many lines; fails where the process ends before."""
+    while not path.is_file() or path.read_text().count("\n") < lines:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_run_leaves_everything_it_promises(trained):
+    run = trained / "runs" / "small"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "adapter", "before-after.png", "checkpoints", "curves.png", "metrics.jsonl", "recipe.yaml", "report.html",
+        "report.json", "samples", "tensorboard", "timings.jsonl",
+    ]  # fmt: skip
+    assert (trained / "runs" / "latest").resolve() == run
+    assert sorted(path.name for path in (run / "adapter").iterdir()) == [
+        "README.md", "pytorch_lora_weights.safetensors",
+    ]  # fmt: skip
+    assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert [path.name for path in (run / "samples").iterdir()] == ["epoch-00002.png"]
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    with Image.open(run / "before-after.png") as grid:
+        assert min(grid.size) > 200
+
+
+def test_the_written_recipe_is_whole_and_names_the_versions(trained):
+    text = (trained / "runs" / "small" / "recipe.yaml").read_text()
+    assert re.match(r"# Written by sdpo on 20\d\d-\d\d-\d\d \d\d:\d\d UTC with sdpo-cli \S+, torch \S+, ", text)
+    written = yaml.safe_load(text)
+    assert written["objective"]["sdpo"]["credit"] == "next"
+    assert written["train"]["weight_decay"] == 1e-4
+    assert written["eval"]["prompts"] == {"file": {"path": str(trained / "few.txt")}}
+
+
+def test_the_report_compares_the_same_pictures_before_and_after(trained):
+    report = json.loads((trained / "runs" / "small" / "report.json").read_text())
+    assert [(row["steps"], row["reward"], row["count"]) for row in report["results"]] == [
+        (1, "colorfulness", 4), (1, "emoji-clip", 4), (2, "colorfulness", 4), (2, "emoji-clip", 4),
+    ]  # fmt: skip
+    for row in report["results"]:
+        assert row["difference"]["mean"] == pytest.approx(row["tuned"]["mean"] - row["base"]["mean"], abs=1e-4)
+    assert {row["measure"] for row in report["diversity"]} == {"1 - cosine of emoji-clip embeddings"}
+
+
+def test_plain_lines_when_stderr_is_no_terminal_and_a_table_on_stdout(workplace, capfd):
+    assert main(["train", "small.yaml", "--set", "train.epochs=1"]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r"epoch 1/1 +images +4 +reward first +[\d.]+ last +[\d.]+", err)
+    assert "torchvision" not in err
+    assert re.search(r"colorfulness +│ +1 │", out)
+    assert "Before and after: runs/small/before-after.png" in out
+    assert "sdpo sample runs/small" in out
+
+
+def test_a_second_run_does_not_touch_the_first(workplace):
+    for _ in range(2):
+        assert (
+            main(["train", "small.yaml", "--quiet", "--set", "train.epochs=1", "--set", "train.samples_every=0"]) == 0
+        )
+    assert sorted(path.name for path in (workplace / "runs").iterdir()) == ["latest", "small", "small-2"]
+    assert (workplace / "runs" / "latest").resolve().name == "small-2"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_the_resumed_run_equals_the_unbroken_one(workplace, trained, number, code):
+    process = sdpo("train", "small.yaml", "--out", "run", folder=workplace)
+    wait_for(workplace / "run" / "metrics.jsonl", process)
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.splitlines()[-1] == (
+        f"error: run: stopped by {signal.Signals(number).name}; continue with `sdpo train --out run --resume`"
+    )
+    assert main(["train", "--out", "run", "--resume", "--quiet"]) == 0
+    unbroken = trained / "runs" / "small"
+    assert (workplace / "run" / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    newest = Path("checkpoints/epoch-00002/weights.safetensors")
+    assert (workplace / "run" / newest).read_bytes() == (unbroken / newest).read_bytes()
+
+
+def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
+    assert main(["train", "small.yaml", "--quiet", "--set", "train.epochs=1", "--set", "eval.steps=[1]"]) == 0
+    assert main(["train", "--resume", "--quiet", "--set", "train.learning_rate=1e-4", "--set", "seed=1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    place = "error: runs/small/recipe.yaml"
+    assert lines == [
+        f"{place}: train.learning_rate: 0.01 cannot become 0.0001 in a resumed run",
+        f"{place}: seed: 0 cannot become 1 in a resumed run",
+    ]
+    assert main(["train", "--resume", "--quiet", "--set", "train.epochs=2"]) == 0
+    epochs = [json.loads(line)["epoch"] for line in (workplace / "runs/small/metrics.jsonl").read_text().splitlines()]
+    assert epochs == [1, 2]
+
+
+REFUSED = {
+    "no recipe": (["train"], 2, "sdpo train: no recipe; try `sdpo train recipes/quickstart.yaml`"),
+    "missing recipe": (["train", "nosuch.yaml"], 2, r"nosuch.yaml: no such recipe; .*shipped recipes: .*quickstart.*"),
+    "nothing to resume": (
+        ["train", "--resume"], 2, "--resume: no run to resume under runs/; name its folder with --out",
+    ),
+    "not a run": (
+        ["train", "--resume", "--out", "."], 2, ".: holds no run; name a folder that `sdpo train` wrote",
+    ),
+    "recipe and resume": (
+        ["train", "small.yaml", "--resume"], 2,
+        "small.yaml: a resumed run has its own recipe; name the run's folder with --out",
+    ),
+    "full folder": (["train", "small.yaml", "--out", "."], 2, ".: is not an empty folder; name another one"),
+    "unknown reward": (
+        ["train", "small.yaml", "--set", "reward=colorfulnes"], 2,
+        r"small.yaml: reward: no reward named 'colorfulnes'; did you mean colorfulness\? .*",
+    ),
+    "unknown model": (
+        ["train", "small.yaml", "--set", "model=emoji-turb"], 2,
+        r"small.yaml: model: no base model or folder named 'emoji-turb'; did you mean emoji-turbo\? .*",
+    ),
+    "missing prompts": (
+        ["train", "small.yaml", "--set", "prompts=nosuch.txt"], 2,
+        r"small.yaml: prompts: no prompt source or file named 'nosuch.txt'; .*",
+    ),
+    "one step": (
+        ["train", "small.yaml", "--set", "rollout.steps=1"], 2,
+        "small.yaml: rollout.steps: no action of a 1-step rollout earns a reward of its own; use 2 or more steps",
+    ),
+    "one step, credit current": (
+        ["train", "small.yaml", "--set", "rollout.steps=1", "--set", "objective.sdpo.credit=current"], 2,
+        "small.yaml: rollout.steps: no action of a 1-step rollout earns a reward of its own; use 2 or more steps",
+    ),
+    "unknown device": (
+        ["train", "small.yaml", "--set", "train.device=cuda:7"], 2,
+        "device cuda:7: this machine has no such device; use auto or cpu",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_line_and_write_nothing(workplace, capsys, case):
+    arguments, code, message = REFUSED[case]
+    before = sorted(workplace.rglob("*"))
+    assert main(arguments) == code
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0] == f"error: {message}" or re.fullmatch(f"error: {message}", errors[0]), errors[0]
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(workplace):
+    """A limit on the size of files stands in for a full disk: the first checkpoint fits, the larger ones do not."""
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
+            "from sdpo_cli.main import main; sys.exit(main(sys.argv[1:]))",
+            *("train", "small.yaml", "--out", "run"),
+        ],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 4, process.stderr
+    assert re.fullmatch(
+        r"error: run/checkpoints/epoch-00001: cannot be written \(File too large\); .+", process.stderr.splitlines()[-1]
+    )
+    assert not list((workplace / "run" / "checkpoints").iterdir())
+
+
+def test_a_reward_of_the_same_name_with_other_options_is_evaluated_too(workplace):
+    settings = [
+        "reward={emoji-style: {style: 3d}}",
+        "eval.rewards={emoji-style: {style: flat}, colorfulness: {}}",
+        "eval.steps=[1]",
+        "train.epochs=1",
+    ]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert main(["train", "small.yaml", "--quiet", *arguments]) == 0
+    report = json.loads((workplace / "runs" / "small" / "report.json").read_text())
+    assert [row["reward"] for row in report["results"]] == ["emoji-style", "emoji-style style=flat", "colorfulness"]
+    metrics = json.loads((workplace / "runs" / "small" / "metrics.jsonl").read_text())
+    assert "reward/emoji-style/alignment" in metrics
+
+
+def test_every_fault_of_a_recipe_is_said_at_once(workplace, capsys):
+    (workplace / "bad.yaml").write_text(
+        "model: emoji-turbo\nprompts: simple-animals\nreward: {emoji-style: {style: 4d}}\n"
+        "train: {epohcs: 3, learning_rate: -1}\nobjective: {sdpo: {gamma: 2}}\n"
+    )
+    assert main(["train", "bad.yaml"]) == 2
+    places = [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(places) == [
+        "objective.sdpo.gamma", "reward.emoji-style.style", "train.epohcs", "train.learning_rate",
+    ]  # fmt: skip
+
+
+def test_an_empty_prompt_file_and_an_unwritable_folder(workplace, capsys):
+    (workplace / "empty.txt").write_text("\n\n")
+    assert main(["train", "small.yaml", "--set", "prompts=empty.txt"]) == 2
+    assert re.search(r"error: .*empty.txt: .*; .*", capsys.readouterr().err)
+    (workplace / "file").write_text("")
+    assert main(["train", "small.yaml", "--out", "file/run"]) == 4
+    assert re.search(r"error: file/run\S*: cannot be written \(Not a directory\); ", capsys.readouterr().err)
