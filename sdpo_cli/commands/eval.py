@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdpo_cli.commands.completion import complete_prompts, complete_source
+from sdpo_cli.commands.completion import complete_prompts, complete_reward, complete_source
 from sdpo_cli.commands.sources import LARGEST_SEED, say_fallback
 
 
@@ -23,7 +23,11 @@ def evaluate(
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="A reward as in a recipe, instead of the recipe's. May be repeated.", show_default=False),
+        typer.Option(
+            help="A reward as in a recipe, instead of the recipe's. May be repeated.",
+            show_default=False,
+            autocompletion=complete_reward,
+        ),
     ] = None,
     prompts: Annotated[
         str | None,

@@ -6,7 +6,7 @@ from shlex import quote
 
 from sdpo_cli.api import BaseModelSpec, LoadContext
 from sdpo_cli.api.tensors import BaseModel
-from sdpo_cli.engine.artifacts import RunFolder, is_run, latest_run
+from sdpo_cli.engine.artifacts import RUNS, RunFolder, is_run, latest_run
 from sdpo_cli.engine.setup import pick_device
 from sdpo_cli.errors import ArtifactError, RecipeError
 from sdpo_cli.recipe import ModelSection, read_recipe, shipped_recipes, validate
@@ -42,8 +42,8 @@ def find_source(name: str | None) -> Source:
     """The source of a name. None: the latest run under `runs/`, else the quick start's base model.
 
     Raises:
-        PluginError: no model, recipe, run or folder has this name.
-        ArtifactError: the run has no adapter yet.
+        PluginError: no model has this name.
+        ArtifactError: it is a path where nothing is, or a run that has no adapter yet.
         RecipeError: its recipe is faulty.
     """
     if name is None:
@@ -56,6 +56,8 @@ def find_source(name: str | None) -> Source:
         return run_source(RunFolder(path.parent))
     if path.suffix in (".yaml", ".yml") or name in shipped_recipes():
         return recipe_source(name)
+    if not path.exists() and len(path.parts) > 1 and (path.parts[0] == RUNS.name or path.parent.is_dir()):
+        raise ArtifactError("no such run, recipe or folder", place=name, remedy="correct the path")
     return Source(path.resolve().name, name, load_registry().model(name))
 
 

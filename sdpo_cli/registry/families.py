@@ -42,7 +42,9 @@ def family_of_folder(folder: Path, place: str) -> str:
 def family_of_hub_id(name: str, revision: str | None, place: str) -> str:
     """The pipeline class of a hub id, of which only the index is fetched. PluginError where it cannot be."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries are said once, by the error below
     try:
         path = hf_hub_download(name, _INDEX, revision=revision)
     except Exception as error:

@@ -95,6 +95,10 @@ REFUSED = {
         ["sample", "emojiturbo", "--prompt", "cat"], 3,
         r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? installed: .*",
     ),
+    "no such run": (
+        ["sample", "runs/nosuch", "--prompt", "cat"], 4,
+        "runs/nosuch: no such run, recipe or folder; correct the path",
+    ),
     "full folder": (
         ["sample", "emoji-turbo", "--prompt", "cat", "--out", "."], 2,
         ".: is not an empty folder; name another one with --out",
