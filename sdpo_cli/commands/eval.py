@@ -5,19 +5,12 @@ from typing import Annotated
 
 import typer
 
-from sdpo_cli.commands.completion import complete_prompts, complete_reward, complete_source
-from sdpo_cli.commands.sources import LARGEST_SEED, say_fallback
+from sdpo_cli.commands.completion import complete_prompts, complete_reward
+from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_fallback
 
 
 def evaluate(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A run, a recipe, a model's name, or a folder in diffusers layout; default: the latest run.",
-            show_default=False,
-            autocompletion=complete_source,
-        ),
-    ] = None,
+    source: SourceArgument = None,
     steps: Annotated[
         str | None, typer.Option(help="Step counts, as in 1,2,4; default: the recipe's.", show_default=False)
     ] = None,
@@ -41,13 +34,10 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the first picture.", show_default=False)
     ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of fresh noise; default: the model's own.", show_default=False),
-    ] = None,
+    eta: EtaOption = None,
     out: Annotated[Path | None, typer.Option(help="A new folder; default: evals/SOURCE.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 32,
-    device: Annotated[str, typer.Option(help="torch device; auto takes an accelerator where there is one.")] = "auto",
+    device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the table and errors.")] = False,
 ) -> None:
     """Compare a trained adapter with its base model at several step counts: sdpo eval --steps 1,2,4

@@ -5,22 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdpo_cli.commands.completion import complete_prompts, complete_source
-from sdpo_cli.commands.sources import LARGEST_SEED, say_fallback
+from sdpo_cli.commands.completion import complete_prompts
+from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_fallback
 
 if TYPE_CHECKING:
     from sdpo_cli.api.tensors import BaseModel, Sampler
 
 
 def sample(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A run, a recipe, a model's name, or a folder in diffusers layout; default: the latest run.",
-            show_default=False,
-            autocompletion=complete_source,
-        ),
-    ] = None,
+    source: SourceArgument = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw. May be repeated.", show_default=False)] = None,
     prompts: Annotated[
         str | None,
@@ -31,13 +24,10 @@ def sample(
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the first picture; the next has the next number.")
     ] = 0,
-    eta: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of fresh noise; default: the model's own.", show_default=False),
-    ] = None,
+    eta: EtaOption = None,
     out: Annotated[Path | None, typer.Option(help="A new folder; default: samples/SOURCE.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 16,
-    device: Annotated[str, typer.Option(help="torch device; auto takes an accelerator where there is one.")] = "auto",
+    device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the paths and errors.")] = False,
 ) -> None:
     """Draw pictures. The same seed gives the same picture, here and in diffusers.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpo_cli.commands.completion import complete_reward
+from sdpo_cli.commands.sources import DeviceOption
 
 if TYPE_CHECKING:
     from sdpo_cli.api import Prompt, RewardSpec
@@ -38,7 +39,7 @@ def score(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the file has of these rewards.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures scored at once.")] = 32,
-    device: Annotated[str, typer.Option(help="torch device; auto takes an accelerator where there is one.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the summary and errors.")] = False,
 ) -> None:

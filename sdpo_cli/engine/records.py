@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from sdpo_cli.errors import ArtifactError
+from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,6 @@ class EvaluationReport:
 def to_json(report: EvaluationReport) -> str:
     """The report as indented JSON."""
     return TypeAdapter(EvaluationReport).dump_json(report, indent=2).decode() + "\n"
-
-
-def from_json(text: str, *, place: str = "report.json") -> EvaluationReport:
-    """The report that `to_json` wrote. ArtifactError, naming `place`, where the text is no such report."""
-    try:
-        return TypeAdapter(EvaluationReport).validate_json(text)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        message = f"not an evaluation report: {f'{field}: ' if field else ''}{first['msg']}"
-        raise ArtifactError(message, place=place, remedy="write it again with `sdpo eval`") from None
 
 
 def per_prompt_means(values: Sequence[float], prompts: Sequence[str]) -> list[float]:

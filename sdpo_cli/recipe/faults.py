@@ -123,7 +123,9 @@ def _locate(raw: Any, loc: Iterable[int | str]) -> tuple[tuple[str, ...], Any]:
 def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel]) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        return one_line("unknown field", remedy=did_you_mean(path[-1], _known_fields(schema, path[:-1])))
+        known = _known_fields(schema, path[:-1])
+        remedy = did_you_mean(path[-1], known) or (f"known: {', '.join(known)}" if known else "there are none")
+        return one_line("unknown field", remedy=remedy)
     if kind == "missing":
         return one_line("missing", remedy=_NEEDED.get(".".join(path), "it has no default"))
     if kind == "value_error":

@@ -153,6 +153,6 @@ def test_check_goes_on_after_a_plug_in_without_the_option(capsys: Capture, insta
     assert main(["plugins", "check", "ours", "--set", "gain=2"]) == 3
     said = capsys.readouterr()
     rows = [" ".join(line.split()) for line in said.out.splitlines()]
-    assert "reward gray failed --set: gain: unknown field" in rows
+    assert "reward gray failed --set: gain: unknown field; there are none" in rows
     assert "reward loud ok" in rows
     assert said.err == "error: ours: 1 of 2 plug-ins failed\n"
