@@ -7,6 +7,7 @@ at run time.
 from sdpo_cli.api.hookspecs import PLUGIN_API, hookimpl
 from sdpo_cli.api.specs import (
     BaseModelSpec,
+    HubFiles,
     LoadContext,
     ObjectiveSpec,
     Options,
@@ -14,12 +15,14 @@ from sdpo_cli.api.specs import (
     PromptSourceSpec,
     RewardSpec,
     Spec,
+    UserPath,
 )
 from sdpo_cli.errors import PluginError, SdpoError, UsageError
 
 __all__ = [
     "PLUGIN_API",
     "BaseModelSpec",
+    "HubFiles",
     "LoadContext",
     "ObjectiveSpec",
     "Options",
@@ -30,5 +33,6 @@ __all__ = [
     "SdpoError",
     "Spec",
     "UsageError",
+    "UserPath",
     "hookimpl",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict
@@ -21,6 +21,33 @@ class Options(PydanticModel):
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=True)
+
+
+IS_PATH = "a path meant from the recipe's folder"
+"""Marks the options that `UserPath` types."""
+
+UserPath = Annotated[str, IS_PATH]
+"""Type of an option that names a file or folder: what is there is made absolute before `load` gets it."""
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Files of a model-hub repository, which `sdpo_cli.api.hub.fetch` brings onto this machine.
+
+    Attributes:
+        repo: `OWNER/NAME`.
+        revision: commit that pins them; None means the newest.
+        files: their names; `*` stands for any part of one.
+    """
+
+    repo: str
+    revision: str | None
+    files: tuple[str, ...]
+
+
+def needs_nothing(options: Any) -> Sequence[HubFiles]:
+    """No downloads."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,8 @@ class Spec(Generic[T]):
         source: paper, repository or URL it follows.
         options: class of its options; `load` receives a validated instance.
         load: does the heavy imports and builds the object.
+        needs: what `load` takes from the model hub, given the options; imports nothing heavy.
+        facts: what else a user should know (licence, scale, hardware), for `sdpo plugins show`.
     """
 
     name: str
@@ -68,6 +97,8 @@ class Spec(Generic[T]):
     source: str
     options: type[Options]
     load: Callable[[Any, LoadContext], T]
+    needs: Callable[[Any], Sequence[HubFiles]] = needs_nothing
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     kind: ClassVar[str] = "plug-in"
 
@@ -84,12 +115,13 @@ class BaseModelSpec(Spec["BaseModel"]):
     """A base model; `load` gives a `sdpo_cli.api.tensors.BaseModel`.
 
     Attributes:
-        family: the diffusers pipeline class name it adapts (`_class_name` in `model_index.json`), for which it is
-            also used when a recipe names a folder or hub id; empty when it only answers to its name.
+        families: the diffusers pipeline classes it adapts (`_class_name` in `model_index.json`), for which it is
+            also used, with the option `path`, when a recipe names a folder or hub id; empty when it only answers to
+            its name.
     """
 
     kind: ClassVar[str] = "base model"
-    family: str = ""
+    families: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

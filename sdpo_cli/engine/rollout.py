@@ -111,25 +111,35 @@ def denoise_rollouts(
 @torch.no_grad()
 def roll_out(model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int) -> Rollouts:
     """Sample all prompts of `draw`, `batch` prompts at a time; the numbers do not depend on `batch`."""
-    parts = list(_roll_out_parts(model, kernel, draw, plan, seed, batch))
-    x_t, x0, log_prob = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
-    return Rollouts(draw, kernel, x_t, x0, log_prob, plan.shared_noise)
+    return joined_rollouts(draw, list(roll_out_parts(model, kernel, draw, plan, seed, batch)))
 
 
-def _roll_out_parts(
+@torch.no_grad()
+def roll_out_parts(
     model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[Rollouts]:
+    """`roll_out`, part by part: each has the next `batch` prompts of `draw`."""
     for start in range(0, len(draw), batch):
         rows = torch.arange(start, min(start + batch, len(draw)), device=model.device)
         numbers = [draw.first + row for row in rows.tolist()]
-        yield sample_trajectories(model, kernel, take(draw.conditioning, rows), plan, numbers, seed)
+        part = Draw(draw.prompts[start : start + batch], numbers[0], take(draw.conditioning, rows))
+        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed)
+        yield Rollouts(part, kernel, *trajectories, plan.shared_noise)
+
+
+def joined_rollouts(draw: Draw, parts: Sequence[Rollouts]) -> Rollouts:
+    """The parts of `draw` as one."""
+    x_t, x0, log_prob = (
+        torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("x_t", "x0", "log_prob")
+    )
+    return Rollouts(draw, parts[0].kernel, x_t, x0, log_prob, parts[0].shared_noise)
 
 
 def sample_trajectories(
     model: BaseModel, kernel: Kernel, conditioning: Conditioning, plan: LearningPlan, numbers: Sequence[int], seed: int
 ) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:
     """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers."""
-    x = initial_noise(model, plan, numbers, seed)
+    x = kernel.initial_scale * initial_noise(model, plan, numbers, seed)
     sources = [generator(seed, "action", number, r) for r in range(plan.rollouts) for number in numbers]
     states, estimates, log_probs = [x], [], []
     for step in range(len(kernel)):

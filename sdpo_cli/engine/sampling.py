@@ -1,4 +1,4 @@
-"""True k-step sampling: the pictures of the model's diffusers pipeline with a DDIM scheduler."""
+"""True k-step sampling: the pictures of the model's own diffusers pipeline."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def sample_latents(
 ) -> Float[Tensor, "B C H W"]:
     """The latents at the end of all steps, one a seed."""
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
-    x = draw(model, sources)
+    x = kernel.initial_scale * draw(model, sources)
     noisy = bool((kernel.std > 0).any())
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(seeds),), step, device=model.device))

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from sdpo_cli.api import LoadContext, Prompt
+from sdpo_cli.api.hub import check_downloads
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
 from sdpo_cli.engine.credit import first_rewarded_step
 from sdpo_cli.engine.evaluate import Plan
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
 from sdpo_cli.maths import Kernel, kernel_for, with_floor
-from sdpo_cli.recipe import LoraSection, Recipe
+from sdpo_cli.recipe import LoraSection, Recipe, RewardChoice
+from sdpo_cli.recipe.schema import REWARD_TIMEOUT
 from sdpo_cli.registry import Chosen, ResolvedRecipe
 
 CPU_MICRO_BATCH = 16
@@ -64,12 +66,15 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     recipe = resolved.recipe
     device = pick_device(recipe.train.device)
     context = LoadContext(device=str(device), dtype=recipe.model.dtype)
+    check_downloads([files for chosen in resolved.all_chosen for files in chosen.needs()])
     prompts = load_prompts(resolved.prompts, context)
     eval_prompts = load_prompts(resolved.eval_prompts, context) if resolved.eval_prompts else prompts
     objective = resolved.objective.load(context)
     check_steps(objective, recipe.rollout.steps, resolved.place)
     named = distinct_rewards([*resolved.rewards, *resolved.eval_rewards])
-    loaded = load_rewards(named, {choice.name: choice.weight for choice in recipe.reward}, context)
+    loaded = load_rewards(
+        named, {choice.name: choice for choice in recipe.reward}, context, recipe.train.reward_timeout
+    )
     rewards, eval_rewards = loaded[: len(resolved.rewards)], loaded[len(resolved.rewards) :]
     model = resolved.model.load(context)
     schedule = with_floor(model.schedule(recipe.rollout.steps))
@@ -140,14 +145,23 @@ def options_text(chosen: Chosen[Any]) -> str:
 
 
 def load_rewards(
-    named: Mapping[str, Chosen[Any]], weights: Mapping[str, float], context: LoadContext
+    named: Mapping[str, Chosen[Any]],
+    choices: Mapping[str, RewardChoice],
+    context: LoadContext,
+    timeout: float = REWARD_TIMEOUT,
 ) -> tuple[LoadedReward, ...]:
-    """The rewards with their weights, 1 where none is given. They compute in float32 whatever the model's dtype."""
+    """The rewards with their part in the sum, weight 1 and raw where `choices` has none of that name.
+
+    They compute in float32 whatever the model's dtype.
+    """
     exact = replace(context, dtype="float32")
-    return tuple(
-        LoadedReward(name, f"{one.plugin.full_name} {one.spec.version}", weights.get(name, 1.0), one.load(exact))
-        for name, one in named.items()
-    )
+
+    def loaded(name: str, one: Chosen[Any]) -> LoadedReward:
+        said = choices.get(name) or RewardChoice(name=name)
+        version = f"{one.plugin.full_name} {one.spec.version}"
+        return LoadedReward(name, version, said.weight, one.load(exact), said.normalise, timeout)
+
+    return tuple(loaded(name, one) for name, one in named.items())
 
 
 def adapter_options(lora: LoraSection, seed: int) -> AdapterOptions:

@@ -2,9 +2,9 @@
 
 Every model here has x_t = α_t x0 + σ_t ε (diffusion: α² + σ² = 1; flow matching: α = 1 - t, σ = t). A step to level s:
 
-    x_s = α_s x0 + √(σ_s² - std²) ε̂ + std z,    ε̂ = (x_t - α_t x0) / σ_t,    z ~ N(0, 1)
+    x_s = α_s x0 + m ε̂ + std z,    ε̂ = (x_t - α_t x0) / σ_t,    z ~ N(0, 1)
 
-Transitions differ in `std` alone.
+Transitions differ in `std` alone, and m = √(σ_s² - std²) keeps the level's noise; only `sde` takes m to first order.
 """
 
 import math
@@ -16,27 +16,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdpo_cli.errors import UsageError
+
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise levels of S steps, the noisiest first. All tensors float64 [S] but `timestep`, int64 [S].
+    """The noise levels of S steps, the noisiest first. All tensors float64 [S].
 
     Attributes:
-        timestep: what the network is told.
+        timestep: what the network is told; a whole number in some families, any real number in others.
         alpha, sigma: level a step starts from.
         alpha_next, sigma_next: level it goes to. Not always the next step's start: DDIM goes to t - 1000 // S.
         floor: (α, σ) of the least noisy level that still has noise, where the family has one; a training rollout
             ends there, see `with_floor`.
+        initial_scale: factor of the unit noise that sampling starts from; some schedulers start at σ, not at 1.
     """
 
-    timestep: Int[Tensor, " S"]
+    timestep: Float[Tensor, " S"]
     alpha: Float[Tensor, " S"]
     sigma: Float[Tensor, " S"]
     alpha_next: Float[Tensor, " S"]
     sigma_next: Float[Tensor, " S"]
     floor: tuple[float, float] | None = None
+    initial_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.timestep)
@@ -46,30 +50,32 @@ class Schedule:
 class Kernel:
     """The Gaussian of every step: mean = `mean_x0` x0 + `mean_eps` ε̂, and `std`.
 
-    All tensors are float32 but `timestep`, int64; of shape [S], or of any other once `at` has picked rows.
+    All tensors are float32, of shape [S], or of any other once `at` has picked rows.
 
     Where `std` is 0 the step is deterministic: it has no density and can carry no policy gradient.
     """
 
-    timestep: Int[Tensor, "*rows"]
+    timestep: Float[Tensor, "*rows"]
     alpha: Float[Tensor, "*rows"]
     sigma: Float[Tensor, "*rows"]
     mean_x0: Float[Tensor, "*rows"]
     mean_eps: Float[Tensor, "*rows"]
     std: Float[Tensor, "*rows"]
+    initial_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.timestep)
 
     def at(self, step: Int[Tensor, "*batch"]) -> "Kernel":
-        """The rows of the given steps: every field becomes [*batch]."""
-        names = ("timestep", "alpha", "sigma", "mean_x0", "mean_eps", "std")
-        return Kernel(**{name: getattr(self, name)[step] for name in names})
+        """The rows of the given steps: every table becomes [*batch]."""
+        return replace(self, **{name: getattr(self, name)[step] for name in TABLES})
 
     def to(self, device: torch.device) -> "Kernel":
         """The same tables on `device`."""
-        names = ("timestep", "alpha", "sigma", "mean_x0", "mean_eps", "std")
-        return Kernel(**{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in TABLES})
+
+
+TABLES = ("timestep", "alpha", "sigma", "mean_x0", "mean_eps", "std")
 
 
 def with_floor(schedule: Schedule) -> Schedule:
@@ -111,27 +117,58 @@ def cps_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
     return schedule.sigma_next * math.sin(eta * math.pi / 2)
 
 
-TRANSITIONS: dict[str, Callable[[Schedule, float], Tensor]] = {
-    "ddim": ddim_std,
-    "renoise": renoise_std,
-    "cps": cps_std,
+def sde_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
+    """The SDE of Flow-GRPO, taken by Euler and Maruyama: std = g √Δ, g = η √(t / (1 - t)), Δ = t - s, t = σ_t.
+
+    For flow matching alone (α = 1 - σ). At t = 1, where g has no end, 1 - t is that of the next level, as published.
+    Source: arXiv 2505.05470, eq. 9; its code, yifan123/flow_grpo `sd3_sde_with_logprob.py`.
+    """
+    if not torch.allclose(schedule.alpha + schedule.sigma, torch.ones_like(schedule.sigma)):
+        raise UsageError(
+            "sde needs a flow-matching model", place="transition", remedy="use ddim, renoise or cps with this one"
+        )
+    alpha = torch.where(schedule.alpha > 0, schedule.alpha, schedule.alpha_next)
+    return eta * (schedule.sigma / alpha * (schedule.sigma - schedule.sigma_next)).sqrt()
+
+
+def kept_noise(schedule: Schedule, std: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
+    """The share of ε̂ that leaves the next state with noise of variance σ_s² in all: √(σ_s² - std²)."""
+    return (schedule.sigma_next**2 - std**2).clamp(min=0).sqrt()
+
+
+def sde_noise(schedule: Schedule, std: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
+    """The same to first order in the step, as Euler and Maruyama have it: s - g² Δ / (2 t) = σ_s - std² / (2 σ_t).
+
+    Below 0 where steps are few and η is large.
+    Source: arXiv 2505.05470, eq. 9, with the velocity written as ε̂ - x0.
+    """
+    return schedule.sigma_next - std**2 / (2 * schedule.sigma)
+
+
+TRANSITIONS: dict[str, tuple[Callable[[Schedule, float], Tensor], Callable[[Schedule, Tensor], Tensor]]] = {
+    "ddim": (ddim_std, kept_noise),
+    "renoise": (renoise_std, kept_noise),
+    "cps": (cps_std, kept_noise),
+    "sde": (sde_std, sde_noise),
 }
+"""By name: the std of every step, and its share of ε̂ in the mean."""
 
 
 def kernel_for(schedule: Schedule, transition: str, eta: float) -> Kernel:
     """The Gaussians of all steps of `schedule` under a transition of `TRANSITIONS` with η in 0..1.
 
-    Computed in the schedule's float64, given in float32.
+    Computed in the schedule's float64, given in float32. UsageError where the schedule is not the transition's.
     """
-    std = TRANSITIONS[transition](schedule, eta)
-    mean_eps = (schedule.sigma_next**2 - std**2).clamp(min=0).sqrt()
+    std_of, mean_eps_of = TRANSITIONS[transition]
+    std = std_of(schedule, eta)
     return Kernel(
-        timestep=schedule.timestep,
+        timestep=schedule.timestep.float(),
         alpha=schedule.alpha.float(),
         sigma=schedule.sigma.float(),
         mean_x0=schedule.alpha_next.float(),
-        mean_eps=mean_eps.float(),
+        mean_eps=mean_eps_of(schedule, std).float(),
         std=std.float(),
+        initial_scale=schedule.initial_scale,
     )
 
 

@@ -23,6 +23,7 @@ from sdpo_cli.api import (
 )
 from sdpo_cli.errors import one_line
 from sdpo_cli.recipe import did_you_mean
+from sdpo_cli.recipe.shorthand import RECIPE_WORDS
 
 HOOKS: dict[str, type[Spec[Any]]] = {
     "sdpo_rewards": RewardSpec,
@@ -189,8 +190,9 @@ def _check_spec(spec: Any, hook: str) -> None:
         raise _BrokenError(f"{spec.kind} {spec.name}: load should be a function of (options, context)")
     if spec.options.model_config.get("extra") != "forbid":
         raise _BrokenError(f"{spec.kind} {spec.name}: options must refuse unknown names; keep extra='forbid'")
-    if isinstance(spec, RewardSpec) and "weight" in _names(spec.options):
-        raise _BrokenError(f"reward {spec.name}: an option cannot be named weight; recipes weigh rewards by that word")
+    taken = _names(spec.options) & {*RECIPE_WORDS} if isinstance(spec, RewardSpec) else set()
+    for word in sorted(taken):
+        raise _BrokenError(f"reward {spec.name}: an option cannot be named {word}; recipes weigh rewards by that word")
 
 
 def _names(options: type[Options]) -> set[str]:

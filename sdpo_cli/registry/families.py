@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from sdpo_cli.errors import PluginError
+from sdpo_cli.api import HubFiles
+from sdpo_cli.errors import ArtifactError, PluginError
 from sdpo_cli.recipe.paths import user_path
 
 _INDEX = "model_index.json"
@@ -41,19 +42,15 @@ def family_of_folder(folder: Path, place: str) -> str:
 
 def family_of_hub_id(name: str, revision: str | None, place: str) -> str:
     """The pipeline class of a hub id, of which only the index is fetched. PluginError where it cannot be."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import logging
+    from sdpo_cli.api.hub import cannot_fetch, fetch
 
-    logging.set_verbosity_error()  # its retries are said once, by the error below
     try:
-        path = hf_hub_download(name, _INDEX, revision=revision)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].removesuffix(".")
-        remedy = f"with a connection, run `hf download {name}`; recipes/quickstart.yaml needs none"
-        raise PluginError(
-            f"{name} is not on this machine and cannot be fetched ({reason})", place=place, remedy=remedy
-        ) from error
-    return _family(Path(path), name, place)
+        folder = fetch(HubFiles(name, revision, (_INDEX,)))
+    except ArtifactError as error:
+        whole = HubFiles(name, revision, ("*",))
+        said = cannot_fetch([whole], error.__cause__) if isinstance(error.__cause__, Exception) else error
+        raise PluginError(f"{name}: {said.fault}", place=place, remedy=said.remedy) from error
+    return _family(folder / _INDEX, name, place)
 
 
 def _family(index: Path, name: str, place: str) -> str:

@@ -4,9 +4,19 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
-from sdpo_cli.api import BaseModelSpec, LoadContext, ObjectiveSpec, Options, PromptSourceSpec, RewardSpec, Spec
+from sdpo_cli.api import (
+    BaseModelSpec,
+    HubFiles,
+    LoadContext,
+    ObjectiveSpec,
+    Options,
+    PromptSourceSpec,
+    RewardSpec,
+    Spec,
+)
+from sdpo_cli.api.specs import IS_PATH
 from sdpo_cli.errors import PluginError, RecipeError, SdpoError
 from sdpo_cli.recipe import did_you_mean, joined, validate
 from sdpo_cli.registry.discovery import BrokenPlugin, Plugin, discover, said
@@ -47,6 +57,10 @@ class Chosen(Generic[S]):
         except (Exception, SystemExit) as error:
             place = f"{self.spec.kind} {self.plugin.full_name}"
             raise PluginError(f"cannot be loaded: {said(error)}", place=place) from error
+
+    def needs(self) -> Sequence[HubFiles]:
+        """What `load` takes from the model hub."""
+        return self.spec.needs(self.options)
 
     def all_options(self) -> dict[str, Any]:
         """Every option, defaults included, as a recipe says it."""
@@ -134,11 +148,12 @@ class Registry:
 
     def _adapter(self, family: str, name: str, place: str) -> Plugin:
         """The base-model plug-in for a pipeline class. PluginError where there is none, or several."""
-        models = {plugin: plugin.spec.family for plugin in self.of_kind(BaseModelSpec) if plugin.spec.family}
-        fits = [plugin for plugin, own in models.items() if own == family]
+        models = self.of_kind(BaseModelSpec)
+        fits = [plugin for plugin in models if family in plugin.spec.families]
         if not fits:
             fault = f"{name} is a {family}, which no plug-in adapts"
-            raise PluginError(fault, place=place, remedy=f"adapted are: {', '.join(sorted(set(models.values())))}")
+            adapted = sorted({known for plugin in models for known in plugin.spec.families})
+            raise PluginError(fault, place=place, remedy=f"adapted are: {', '.join(adapted)}")
         if len(fits) > 1:
             remedy = " or ".join(f"{{name: {plugin.full_name}, options: {{path: {name}}}}}" for plugin in fits)
             raise PluginError(f"{name} is a {family}, which several adapt", place=place, remedy=f"write {remedy}")
@@ -147,10 +162,16 @@ class Registry:
     def choose(
         self, plugin: Plugin, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
     ) -> Chosen[Any]:
-        """The plug-in with its options checked; a `path` that is there is made absolute. RecipeError, all faults."""
-        path = options.get("path")
-        found = existing(path, folder, joined(place, ["path"])) if isinstance(path, str) else None
-        checked, faults = validate(plugin.spec.options, {**options, "path": str(found)} if found else options, place)
+        """The plug-in with its options checked; every `UserPath` that is there is made absolute.
+
+        RecipeError, all faults.
+        """
+        found = {
+            name: str(path)
+            for name in path_options(plugin.spec.options)
+            if isinstance(options.get(name), str) and (path := existing(options[name], folder, joined(place, [name])))
+        }
+        checked, faults = validate(plugin.spec.options, {**options, **found}, place)
         if checked is None:
             raise RecipeError(faults)
         return Chosen(self.plain_name(plugin), plugin, checked, folder)
@@ -159,6 +180,15 @@ class Registry:
         """The plug-in's name where it alone has it, else `dist:name`."""
         only = len(self.named(type(plugin.spec), plugin.spec.name)) == 1
         return plugin.spec.name if only else plugin.full_name
+
+
+def path_options(schema: type[Options]) -> list[str]:
+    """The options that name a file or folder: those of type `UserPath`, `UserPath | None`, and the like."""
+
+    def marks(annotation: Any) -> bool:
+        return IS_PATH in getattr(annotation, "__metadata__", ()) or any(map(marks, get_args(annotation)))
+
+    return [name for name, field in schema.model_fields.items() if IS_PATH in field.metadata or marks(field.annotation)]
 
 
 @functools.cache

@@ -35,6 +35,12 @@ class ResolvedRecipe:
     eval_rewards: tuple[Chosen[RewardSpec], ...]
     eval_prompts: Chosen[PromptSourceSpec] | None
 
+    @property
+    def all_chosen(self) -> list[Chosen[Any]]:
+        """Every plug-in the run loads."""
+        optional = [self.eval_prompts] if self.eval_prompts else []
+        return [self.model, *self.rewards, *self.eval_rewards, self.prompts, self.objective, *optional]
+
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
     """The recipe at a path, or of a shipped recipe's name, with `path.to.field=VALUE` overrides, resolved.

@@ -10,8 +10,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import sdpo_cli
 from sdpo_cli.api import LoadContext, Prompt
+from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import AdapterOptions, ScoreRequest, ScoreResult
-from sdpo_cli.builtin.models import CheckpointOptions, load_checkpoint
+from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.objectives import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
@@ -81,7 +82,7 @@ def save_pipeline(folder: Path, prediction: str = "epsilon", **scheduler: object
 
 def load(folder: Path) -> StableDiffusion:
     """The checkpoint as a base model."""
-    return load_checkpoint(CheckpointOptions(path=str(folder)), LoadContext())
+    return load_checkpoint(PipelineOptions(path=str(folder)), LoadContext())
 
 
 class Brightness:

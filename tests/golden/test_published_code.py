@@ -77,7 +77,7 @@ def test_file_holds_every_epoch_its_configuration_names():
 
 
 def test_timesteps(case):
-    assert torch.equal(schedule_of(case).timestep, case["timesteps"])
+    assert torch.equal(schedule_of(case).timestep, case["timesteps"].double())
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS)

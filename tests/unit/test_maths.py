@@ -11,6 +11,7 @@ from torch import Tensor, tensor
 
 from sdpo_cli import maths
 from sdpo_cli.builtin.models.ddim import ddim_schedule
+from sdpo_cli.errors import UsageError
 
 STEP_COUNTS = (1, 2, 4, 8, 50)
 ETA = st.floats(0, 1)
@@ -33,14 +34,14 @@ def schedule(*levels: float, floor: tuple[float, float] | None = None) -> maths.
     """A variance-preserving schedule through the given sigmas."""
     sigma = tensor(levels, dtype=torch.float64)
     alpha = (1 - sigma**2).sqrt()
-    timestep = torch.arange(len(levels) - 1).flip(0)
+    timestep = torch.arange(len(levels) - 1, dtype=torch.float64).flip(0)
     return maths.Schedule(timestep, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], floor)
 
 
 def flow(*times: float) -> maths.Schedule:
     """A flow-matching schedule through the given times."""
     sigma = tensor(times, dtype=torch.float64)
-    return maths.Schedule(torch.arange(len(times) - 1), 1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:])
+    return maths.Schedule(1000 * sigma[:-1], 1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:])
 
 
 class TestTransitions:
@@ -78,7 +79,7 @@ class TestTransitions:
     @pytest.mark.parametrize(
         ("name", "levels"),
         [
-            *((name, schedule(0.999, 0.8, 0.3, 0.0)) for name in sorted(maths.TRANSITIONS)),
+            *((name, schedule(0.999, 0.8, 0.3, 0.0)) for name in ("cps", "ddim", "renoise")),
             ("renoise", flow(1.0, 0.75, 0.4, 0.0)),
             ("cps", flow(1.0, 0.75, 0.4, 0.0)),
         ],
@@ -107,7 +108,7 @@ class TestTransitions:
             assert kernel.std.tolist() == [0.5, 0.0]
             assert kernel.mean_eps.tolist() == [0.0, 0.0]
 
-    @pytest.mark.parametrize("name", sorted(maths.TRANSITIONS))
+    @pytest.mark.parametrize("name", ["cps", "ddim", "renoise"])
     def test_a_step_of_the_true_clean_picture_lands_on_the_next_marginal(self, name, generator):
         # x_t = α x0 + σ ε with x0 = 2: whatever the transition, x_s has mean α_s · 2 and variance σ_s²
         kernel = maths.kernel_for(schedule(0.8, 0.6), name, 0.7)
@@ -119,12 +120,40 @@ class TestTransitions:
         assert float(x_s.mean()) == pytest.approx(0.8 * 2, abs=0.6 * error)
         assert float(x_s.var()) == pytest.approx(0.36, abs=0.36 * math.sqrt(2) * error)
 
+    def test_sde_step_by_hand(self):
+        # t = .5 -> s = .3, η = .6: g² = .36 · .5 / .5 = .36, std² = .36 · .2 = .072, m = .3 - .072 / (2 · .5)
+        kernel = maths.kernel_for(flow(0.5, 0.3), "sde", 0.6)
+        assert kernel.std.tolist() == pytest.approx([math.sqrt(0.072)])
+        assert kernel.mean_eps.tolist() == pytest.approx([0.3 - 0.072])
+        assert kernel.mean_x0.tolist() == pytest.approx([0.7])
+
+    def test_sde_is_the_published_euler_maruyama_step(self, generator):
+        # arXiv 2505.05470: x + (v + g² / 2t (x + (1 - t) v)) dt, written with velocity v = ε - x0 and dt = s - t
+        levels, eta = flow(1.0, 0.75, 0.5, 0.2), 0.7
+        kernel = maths.kernel_for(levels, "sde", eta)
+        for i, (t, s) in enumerate([(1.0, 0.75), (0.75, 0.5), (0.5, 0.2)]):
+            x, v = torch.randn(2, 1, 4, 3, 3, generator=generator)
+            g2 = eta**2 * t / (1 - (0.75 if t == 1 else t))
+            mean = x + (v + g2 / (2 * t) * (x + (1 - t) * v)) * (s - t)
+            ours = maths.step_mean(x, x - t * v, kernel.at(tensor([i])))
+            torch.testing.assert_close(ours, mean, rtol=1e-5, atol=1e-5)
+            assert float(kernel.std[i]) == pytest.approx(math.sqrt(g2 * (t - s)))
+
+    def test_sde_without_noise_is_the_deterministic_step(self):
+        quiet, ddim = (maths.kernel_for(flow(1.0, 0.5, 0.2), name, 0.0) for name in ("sde", "ddim"))
+        assert not quiet.std.any()
+        assert torch.equal(quiet.mean_eps, ddim.mean_eps)
+
+    def test_sde_of_a_diffusion_model_is_refused(self):
+        with pytest.raises(UsageError, match=r"transition: sde needs a flow-matching model; use ddim, renoise or cps"):
+            maths.kernel_for(schedule(0.9, 0.5), "sde", 0.7)
+
     def test_at_takes_rows_for_any_shape_of_steps(self):
         kernel = maths.kernel_for(flow(1.0, 0.5, 0.25), "renoise", 1.0)
         rows = kernel.at(tensor([[1, 0], [1, 1]]))
         assert len(kernel) == 2
         assert rows.std.tolist() == [[0.25, 0.5], [0.25, 0.25]]
-        assert rows.timestep.tolist() == [[1, 0], [1, 1]]
+        assert rows.timestep.tolist() == [[500.0, 1000.0], [500.0, 500.0]]
         assert torch.equal(rows.to(torch.device("cpu")).std, rows.std)
 
 

@@ -7,7 +7,16 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
-from sdpo_cli.api import BaseModelSpec, LoadContext, ObjectiveSpec, Options, PromptSourceSpec, RewardSpec, Spec
+from sdpo_cli.api import (
+    BaseModelSpec,
+    LoadContext,
+    ObjectiveSpec,
+    Options,
+    PromptSourceSpec,
+    RewardSpec,
+    Spec,
+    UserPath,
+)
 from sdpo_cli.errors import PluginError, RecipeError, SdpoError, UsageError
 from sdpo_cli.recipe import dump_recipe, read_recipe
 from sdpo_cli.registry import Plugin, Registry, ResolvedRecipe, load_recipe, load_registry, resolve
@@ -35,7 +44,7 @@ class SomeOptions(Options):
 class PathOptions(Options):
     """A place."""
 
-    path: str = Field(description="Where.")
+    path: UserPath = Field(description="Where.")
 
 
 def loaded(options: Options, context: LoadContext) -> tuple[Options, LoadContext]:
@@ -54,7 +63,7 @@ REGISTRY = Registry(
         spec(PromptSourceSpec, "animals"),
         spec(PromptSourceSpec, "file", PathOptions),
         spec(BaseModelSpec, "tiny"),
-        spec(BaseModelSpec, "stable", PathOptions, family="StablePipeline"),
+        spec(BaseModelSpec, "stable", PathOptions, families=("StablePipeline",)),
     ],
     [],
 )
@@ -203,7 +212,9 @@ def test_a_folder_without_an_index_is_no_model(tmp_path: Path) -> None:
 
 def test_two_adapters_of_a_family_are_an_error_that_says_how_to_choose(tmp_path: Path) -> None:
     model_folder(tmp_path / "m", '{"_class_name": "StablePipeline"}')
-    rival = Plugin(BaseModelSpec("rival", "s", "1", "x", PathOptions, loaded, family="StablePipeline"), "theirs", "1")
+    rival = Plugin(
+        BaseModelSpec("rival", "s", "1", "x", PathOptions, loaded, families=("StablePipeline",)), "theirs", "1"
+    )
     registry = Registry([*REGISTRY.plugins, rival], [])
     with pytest.raises(PluginError) as caught:
         registry.model("m", folder=tmp_path)
@@ -216,9 +227,12 @@ def test_two_adapters_of_a_family_are_an_error_that_says_how_to_choose(tmp_path:
 def test_an_unreachable_hub_is_one_line_with_what_to_run() -> None:
     """Hub access is off in the tests."""
     (fault,) = refused(GOOD | {"model": "someone/some-model"})
-    assert fault.startswith("r.yaml: model: someone/some-model is not on this machine and cannot be fetched (")
+    assert fault.startswith(
+        "r.yaml: model: someone/some-model: not on this machine, and the hub cannot be reached (Cannot reach "
+    )
     assert fault.endswith(
-        "); with a connection, run `hf download someone/some-model`; recipes/quickstart.yaml needs none"
+        '); with a connection, run `hf download someone/some-model --include "*" --exclude "*.fp16*" '
+        '--exclude "*.non_ema*"`; recipes/quickstart.yaml needs no download'
     )
 
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from sdpo_cli.api import BaseModelSpec, LoadContext, Options, hookimpl
+from sdpo_cli.api.pipelines import PipelineOptions, silence
 
 if TYPE_CHECKING:
     from sdpo_cli.api.tensors import BaseModel
@@ -20,40 +19,17 @@ class NoOptions(Options):
     """This model has no options."""
 
 
-class CheckpointOptions(Options):
-    """Where a Stable Diffusion checkpoint is."""
-
-    path: str = Field(description="Folder in diffusers layout, or hub id.")
-    revision: str | None = Field(default=None, description="Commit, tag or branch on the hub.")
-
-
 def load_emoji_turbo(options: NoOptions, context: LoadContext) -> "BaseModel":
     """The embedded model."""
-    silence_loaders()
-    from sdpo_cli.builtin.models.stable_diffusion import load_stable_diffusion
-
-    return load_stable_diffusion(str(EMOJI_TURBO), None, context)
+    return load_checkpoint(PipelineOptions(path=str(EMOJI_TURBO)), context)
 
 
-def load_checkpoint(options: CheckpointOptions, context: LoadContext) -> "BaseModel":
+def load_checkpoint(options: PipelineOptions, context: LoadContext) -> "BaseModel":
     """Any checkpoint of the family."""
-    silence_loaders()
+    silence()
     from sdpo_cli.builtin.models.stable_diffusion import load_stable_diffusion
 
-    return load_stable_diffusion(options.path, options.revision, context)
-
-
-def silence_loaders() -> None:
-    """Keep the libraries' progress bars and notices off the terminal; their errors still come through.
-
-    Called before diffusers' pipelines are imported: that import alone prints two notices about torchvision.
-    """
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+    return load_stable_diffusion(options, context)
 
 
 @hookimpl
@@ -73,8 +49,8 @@ def sdpo_base_models() -> Sequence[BaseModelSpec]:
             summary="any Stable Diffusion checkpoint with a DDIM schedule, by folder or hub id",
             version="1",
             source="diffusers StableDiffusionPipeline",
-            options=CheckpointOptions,
+            options=PipelineOptions,
             load=load_checkpoint,
-            family="StableDiffusionPipeline",
+            families=("StableDiffusionPipeline",),
         ),
     ]

@@ -20,7 +20,7 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> Schedule:
     previous = timestep - own.config.num_train_timesteps // steps
     next_cumprod = torch.where(previous >= 0, cumprod[previous.clamp(min=0)], own.final_alpha_cumprod.double())
     return Schedule(
-        timestep=timestep,
+        timestep=timestep.double(),
         alpha=cumprod[timestep].sqrt(),
         sigma=(1 - cumprod[timestep]).sqrt(),
         alpha_next=next_cumprod.sqrt(),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from sdpo_cli.api import LoadContext, Options, Prompt, PromptSourceSpec, hookimpl
+from sdpo_cli.api import LoadContext, Options, Prompt, PromptSourceSpec, UserPath, hookimpl
 from sdpo_cli.builtin.prompts.file import read_prompts
 
 SDPO_PLUGIN_API = 1
@@ -21,7 +21,7 @@ class ListOptions(Options):
 class FileOptions(Options):
     """Which file."""
 
-    path: str = Field(min_length=1, description="a .txt, .jsonl or .csv file; relative to the recipe's folder")
+    path: UserPath = Field(min_length=1, description="a .txt, .jsonl or .csv file; relative to the recipe's folder")
 
 
 def load_list(name: str, options: ListOptions, context: LoadContext) -> Sequence[Prompt]:
