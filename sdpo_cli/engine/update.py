@@ -113,13 +113,18 @@ def attempt_update(
     """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when it is not finite."""
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
+    scale = gradient_scale(model)
     for rows in torch.arange(len(update.pairs), device=update.pairs.device).split(micro_batch):
         result = step_loss(model, objective, rollouts, advantage, update.pairs[rows], update.step[rows])
         share = len(rows) / len(update.pairs)
-        (result.loss * share).backward()
+        (result.loss * share * scale).backward()
         for name, value in {"loss": result.loss, **result.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-    norm = float(torch.nn.utils.clip_grad_norm_(list(model.trainable().values()), max_grad_norm))
+    weights = list(model.trainable().values())
+    for weight in weights:
+        if weight.grad is not None:
+            weight.grad /= scale
+    norm = float(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm))
     wrong = [f"{name} is {value}" for name, value in {**sums, "grad_norm": norm}.items() if not math.isfinite(value)]
     if wrong:
         raise TrainingError(
@@ -129,6 +134,15 @@ def attempt_update(
         )
     optimizer.step()
     return {**sums, "grad_norm": norm}
+
+
+def gradient_scale(model: BaseModel) -> float:
+    """The largest power of 2 up to the latent's elements: factor of the loss while its gradient flows back.
+
+    A log-probability is a mean over elements; the gradient of each is so small that float16 rounds it to 0. That of
+    their sum is not, and a power of 2 leaves every other number as it was.
+    """
+    return 2.0 ** int(math.log2(math.prod(model.latent_shape)))
 
 
 def step_loss(

@@ -4,7 +4,10 @@ import pytest
 import tiny
 import torch
 
+from sdpo_cli.api import LoadContext
+from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import LearningPlan
+from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.objectives import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.engine.rollout import roll_out
@@ -149,3 +152,19 @@ def test_a_pair_that_does_not_fit_at_all_is_said_in_one_line(model, rollouts, ad
     assert str(fault.value) == (
         "one pair does not fit into the device's memory; use model.dtype bfloat16 or a smaller model"
     )
+
+
+def gradient(folder, dtype):
+    """The adapter's gradient of one update from small advantages: as small as large latents and batches make it."""
+    model = tiny.with_random_adapter(load_checkpoint(PipelineOptions(path=str(folder)), LoadContext(dtype=dtype)))
+    kernel = kernel_for(with_floor(model.schedule(4)), "ddim", 1.0)
+    rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
+    advantage = 1e-3 * torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    (update,) = plan_updates(rollouts, [0], batch=5, seed=0, epoch=1)
+    attempt_update(model, Sdpo(SdpoOptions()), optimizer(model), rollouts, advantage, update, 1e9, 5)
+    return torch.cat([weight.grad.flatten() for weight in model.trainable().values()])
+
+
+def test_a_small_gradient_survives_float16(checkpoint):
+    exact, half = gradient(checkpoint, "float32"), gradient(checkpoint, "float16")
+    assert float((half - exact).norm() / exact.norm()) < 0.01
