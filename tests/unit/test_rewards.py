@@ -19,7 +19,7 @@ from sdpo_cli.builtin.rewards.emoji import FOLDER, emoji_scorer, fit_square
 from sdpo_cli.maths.images import to_uint8
 
 SPECS = {spec.name: spec for spec in sdpo_rewards()}
-NAMES = sorted(SPECS)
+NAMES = sorted(name for name, spec in SPECS.items() if not spec.needs(spec.options()))
 EMOJI = ("emoji-clip", "emoji-style", "emoji-color", "emoji-place")
 
 
