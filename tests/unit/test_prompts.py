@@ -39,6 +39,12 @@ def test_held_out_prompts_are_in_no_training_list():
     assert {"elephant", "ladybug"} <= set(held_out)
 
 
+def test_held_out_scenes_are_in_no_training_list():
+    scenes, held_out = texts("scenes"), texts("scenes-held-out")
+    assert (len(set(scenes)), len(set(held_out))) == (len(scenes), len(held_out)) == (96, 32)
+    assert not set(scenes) & set(held_out)
+
+
 def write(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())

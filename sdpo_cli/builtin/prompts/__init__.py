@@ -43,13 +43,17 @@ def shipped_list(name: str, summary: str, source: str) -> PromptSourceSpec:
 
 @hookimpl
 def sdpo_prompt_sources() -> Sequence[PromptSourceSpec]:
-    """The two prompt sets of the literature, one kept out of training, and files."""
+    """The two prompt sets of the literature, one of scenes, one kept out of training for each kind, and files."""
     return [
         shipped_list("simple-animals", "45 animals, bare nouns", "Black et al., DDPO, arXiv 2305.13301"),
         shipped_list("complex-animals", "4 animals with a colour, number, companion or place", "arXiv 2411.11727"),
         shipped_list(
             "emoji-held-out", "20 other animals and 12 compositions that emoji-turbo can draw", "this package"
         ),
+        shipped_list(
+            "scenes", "96 scenes in a few words each: people, animals, places, food, styles", "this package"
+        ),
+        shipped_list("scenes-held-out", "32 more of that kind, in no training list", "this package"),
         PromptSourceSpec(
             name="file",
             summary="a .txt, .jsonl or .csv file of prompts",
