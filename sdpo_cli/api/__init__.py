@@ -7,6 +7,7 @@ at run time.
 from sdpo_cli.api.hookspecs import PLUGIN_API, hookimpl
 from sdpo_cli.api.specs import (
     BaseModelSpec,
+    Example,
     HubFiles,
     LoadContext,
     ObjectiveSpec,
@@ -17,11 +18,13 @@ from sdpo_cli.api.specs import (
     Spec,
     UserPath,
 )
-from sdpo_cli.errors import PluginError, SdpoError, UsageError
+from sdpo_cli.errors import ArtifactError, PluginError, SdpoError, UsageError
 
 __all__ = [
     "PLUGIN_API",
+    "ArtifactError",
     "BaseModelSpec",
+    "Example",
     "HubFiles",
     "LoadContext",
     "ObjectiveSpec",

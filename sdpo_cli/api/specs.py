@@ -20,7 +20,14 @@ class Options(PydanticModel):
     Give every field a default, bounds and a `description`: `sdpo plugins show NAME` prints them.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        validate_by_alias=True,
+        validate_by_name=True,
+        defer_build=True,  # `sdpo plugins list` builds no validator
+    )
 
 
 IS_PATH = "a path meant from the recipe's folder"
@@ -104,10 +111,36 @@ class Spec(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Example:
+    """A score that a reward's authors published; `sdpo plugins check NAME --online` compares it with ours.
+
+    Attributes:
+        picture: its web address, or the path of a file that comes with the plug-in.
+        prompt: its prompt.
+        value: the published score.
+        tolerance: how far from it ours may be.
+        source: where it was published.
+        options: the reward's options that it was published for.
+    """
+
+    picture: str
+    prompt: str
+    value: float
+    tolerance: float
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RewardSpec(Spec["Reward"]):
-    """A reward; `load` gives a `sdpo_cli.api.tensors.Reward`."""
+    """A reward; `load` gives a `sdpo_cli.api.tensors.Reward`.
+
+    Attributes:
+        examples: published scores that its real weights must meet.
+    """
 
     kind: ClassVar[str] = "reward"
+    examples: Sequence[Example] = ()
 
 
 @dataclass(frozen=True)

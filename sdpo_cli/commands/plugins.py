@@ -1,4 +1,4 @@
-"""`sdpo plugins`: what is installed, what its options are, and whether it keeps the contract."""
+"""`sdpo plugins`: what is installed, what its options are, whether it keeps the contract, and how to begin one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from sdpo_cli.commands.check_plugin import check, named
 from sdpo_cli.commands.completion import complete_plugin
-from sdpo_cli.errors import PluginError, SdpoError
+from sdpo_cli.commands.new_plugin import new
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pydantic.fields import FieldInfo
 
-    from sdpo_cli.api import Options
-    from sdpo_cli.registry import Plugin, Registry
+    from sdpo_cli.api import Options, Spec
+    from sdpo_cli.registry import Registry
 
 app = typer.Typer(
     rich_markup_mode=None, help="List, describe and check rewards, base models, prompt sources and objectives."
@@ -52,13 +53,15 @@ def show(
     name: Annotated[str, typer.Argument(help="NAME or DIST:NAME.", autocompletion=complete_plugin)],
 ) -> None:
     """What a plug-in does, where it comes from, and its options with their defaults."""
-    from sdpo_cli.registry import load_registry
-
-    for index, plugin in enumerate(_named(load_registry(), name)):
+    for index, plugin in enumerate(named(name)):
         spec = plugin.spec
         print("\n" * bool(index) + f"{spec.name}: {spec.kind}, version {spec.version}, from {plugin.origin}")
         print(spec.summary)
         print(f"Source: {spec.source}")
+        for fact, said in spec.facts.items():
+            print(f"{fact[:1].upper()}{fact[1:]}: {said}")
+        for line in _downloads(spec):
+            print(f"Downloads: {line}")
         options = list(_options(spec.options))
         if options:
             _print(("option", "type", "default", "description"), options)
@@ -66,52 +69,18 @@ def show(
             print("It has no options.")
 
 
-@app.command()
-def check(
-    target: Annotated[
-        str, typer.Argument(help="A plug-in, or a distribution for all it offers.", autocompletion=complete_plugin)
-    ],
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the plug-in; repeatable.")
-    ] = None,
-) -> None:
-    """Load plug-ins and try them against the contract. Exit code 3 when one fails."""
-    from sdpo_cli.registry import load_registry
-
-    registry = load_registry()
-    broken = [plugin for plugin in registry.broken if plugin.distribution == target]
-    plugins = [plugin for plugin in registry.plugins if plugin.distribution == target]
-    if not plugins and not broken:
-        plugins = _named(registry, target)
-    rows = [(plugin.entry_point, "broken", plugin.reason) for plugin in broken]
-    rows += [(f"{plugin.spec.kind} {plugin.spec.name}", *_checked(plugin, options or [])) for plugin in plugins]
-    _print(("plug-in", "result", "why"), rows)
-    failed = [row for row in rows if row[1] in ("broken", "failed")]
-    if failed:
-        raise PluginError(f"{len(failed)} of {len(rows)} plug-ins failed", place=target)
+app.command("check")(check)
+app.command("new")(new)
 
 
-def _checked(plugin: Plugin, settings: Sequence[str]) -> tuple[str, str]:
-    """The result of one plug-in's check and the reason for it."""
-    from sdpo_cli.recipe.source import override
-    from sdpo_cli.registry import load_registry
-    from sdpo_cli.testing import check_spec
-
-    options = override({"options": {}}, [f"options.{text}" for text in settings])["options"]
-    missing = [name for name, field in plugin.spec.options.model_fields.items() if field.is_required()]
-    if set(missing) - options.keys():
-        return "skipped", f"give --set {missing[0]}=VALUE"
-    try:
-        check_spec(load_registry().choose(plugin, options, "--set"))
-    except SdpoError as error:
-        return "failed", str(error)
-    return "ok", ""
-
-
-def _named(registry: Registry, name: str) -> list[Plugin]:
-    from sdpo_cli.api import Spec
-
-    return registry.named(Spec, name) or [registry.find(Spec, name)]
+def _downloads(spec: Spec[Any]) -> list[str]:
+    """What `load` takes from the model hub with the default options; nothing where an option has no default."""
+    if any(field.is_required() for field in spec.options.model_fields.values()):
+        return []
+    return [
+        f"{files.repo} at {files.revision or 'its newest revision'}: {', '.join(files.files)}"
+        for files in spec.needs(spec.options())
+    ]
 
 
 def _options(schema: type[Options], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -107,11 +107,16 @@ def discover() -> tuple[list[Plugin], list[BrokenPlugin]]:
 
 
 def _distributions() -> list[Distribution]:
-    """The distributions on the path; of equal names the first, which is the one that imports."""
+    """The distributions on the path that speak of plug-ins; of equal names the first, which is the one that imports.
+
+    The metadata of all others, a hundred files and more, are left unread.
+    """
     found: dict[str, Distribution] = {}
     for distribution in distributions():
-        found.setdefault(_identity(distribution)[0], distribution)
-    return sorted(found.values(), key=lambda distribution: _identity(distribution)[0])
+        if hookspecs.GROUP in (distribution.read_text("entry_points.txt") or ""):
+            name, _ = _identity(distribution)
+            found.setdefault(name, next(iter(distributions(name=name)), distribution))
+    return [found[name] for name in sorted(found)]
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:

@@ -1,13 +1,20 @@
 """`sdpo plugins`: tables for people, JSON for programs, checks with an exit code."""
 
 import json
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from sdpo_cli.api import LoadContext, ObjectiveSpec, Options, RewardSpec
+from sdpo_cli import __version__
+from sdpo_cli.api import Example, HubFiles, LoadContext, ObjectiveSpec, Options, RewardSpec, UsageError
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.main import main
 from sdpo_cli.registry import BrokenPlugin, Plugin, Registry, load_registry
@@ -34,7 +41,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lets a test say what is installed."""
 
     def install(plugins: Sequence[Plugin], broken: Sequence[BrokenPlugin] = ()) -> None:
-        monkeypatch.setattr("sdpo_cli.registry.load_registry", lambda: Registry(plugins, broken))
+        for user in ("registry", "testing.examples"):
+            monkeypatch.setattr(f"sdpo_cli.{user}.load_registry", lambda: Registry(plugins, broken))
 
     return install
 
@@ -113,25 +121,97 @@ def test_show_of_an_unknown_name(capsys: Capture, installed: Any) -> None:
     assert capsys.readouterr().err == "error: no plug-in named 'grey'; did you mean gray? installed: gray\n"
 
 
-def test_check_passes_and_fails_by_distribution_with_exit_code_3(capsys: Capture, installed: Any) -> None:
-    bad = reward("bad", "ours", lambda values: values * float("nan"))
+def test_show_tells_facts_and_what_is_downloaded(capsys: Capture, installed: Any) -> None:
+    class Size(Options):
+        size: str = "small"
+
+    spec = RewardSpec(
+        "big", "s", "1", "x", Size, lambda o, c: None,
+        needs=lambda o: [HubFiles(f"me/{o.size}", "abc", ("a.json", "b.safetensors")), HubFiles("me/x", None, ("*",))],
+        facts={"licence": "MIT", "scale": "cosine"},
+    )  # fmt: skip
+    installed([Plugin(spec, "ours", "2.0")])
+    assert main(["plugins", "show", "big"]) == 0
+    assert lines(capsys)[2:7] == [
+        "Source: x",
+        "Licence: MIT",
+        "Scale: cosine",
+        "Downloads: me/small at abc: a.json, b.safetensors",
+        "Downloads: me/x at its newest revision: *",
+    ]
+
+
+KEPT = [
+    "it loads",
+    "scores are finite float32, one a picture",
+    "details are finite float32, one a picture",
+    "a request is left as it is",
+    "scores are repeatable",
+    "a picture's score is its own",
+    "an empty batch has no scores",
+    "pictures of any size are scored",
+    "flat pictures are scored",
+    "prompts of any text are scored",
+    "metadata may be missing",
+]
+NOT_TRIED = [
+    "  skipped  pictures on another device have the same scores: there is no other device here",
+    "  skipped  embeddings are unit vectors: it embeds no pictures",
+]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is another device here")
+def test_check_reports_every_law_and_fails_with_exit_code_3(capsys: Capture, installed: Any) -> None:
+    bad = reward("bad", "ours", lambda values: values - values.mean())
     installed([reward("gray", "ours"), bad, reward("bad", "theirs")], [BrokenPlugin("ours", "2.0", "main", "why")])
     assert main(["plugins", "check", "ours"]) == 3
     said = capsys.readouterr()
-    rows = [" ".join(line.split()) for line in said.out.splitlines()]
-    assert {"main broken why", "reward gray ok"} < set(rows)
-    assert "reward bad failed score gives finite numbers: 3 are not" in rows
+    kept = [f"  ok       {law}" for law in KEPT]
+    own = "  failed   a picture's score is its own: scored alone it differs from scored among others"
+    assert said.out.splitlines() == [
+        *("main broken: why", "reward gray ok", *kept, *NOT_TRIED),
+        *("reward bad failed", *kept[:5], own, *kept[6:], *NOT_TRIED),
+    ]
     assert said.err == "error: ours: 2 of 3 plug-ins failed\n"
+
+
+def test_laws_that_stand_on_a_broken_one_are_skipped(capsys: Capture, installed: Any) -> None:
+    installed([reward("bad", "ours", lambda values: values * float("nan"))])
+    assert main(["plugins", "check", "bad"]) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        "reward bad failed",
+        "  ok       it loads",
+        "  failed   scores are finite float32, one a picture: 3 are not finite",
+    ]
+    assert all(line.endswith(": rests on a law above") for line in said[3:])
+
+
+def test_the_json_report_says_the_same(capsys: Capture, installed: Any) -> None:
+    broken = BrokenPlugin("ours", "2.0", "main", "why")
+    installed([reward("bad", "ours", lambda values: values.double())], [broken])
+    assert main(["plugins", "check", "ours", "--json"]) == 3
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["broken"] == [{"distribution": "ours", "version": "2.0", "entry_point": "main", "reason": "why"}]
+    (plugin,) = report["plugins"]
+    laws = plugin.pop("laws")
+    assert plugin == {"kind": "reward", "name": "bad", "distribution": "ours", "result": "failed"}
+    assert laws[:2] == [
+        {"law": "it loads", "result": "ok", "why": ""},
+        {"law": "scores are finite float32, one a picture", "result": "failed", "why": "it gives torch.float64"},
+    ]
+    assert said.err == "error: ours: 2 of 2 plug-ins failed\n"
 
 
 def test_check_of_a_shipped_source_that_needs_an_option(capsys: Capture, tmp_path: Any) -> None:
     assert main(["plugins", "check", "file"]) == 0
-    assert lines(capsys)[-1] == "prompt source file skipped give --set path=VALUE"
+    assert lines(capsys) == ["prompt source file skipped", "skipped it loads: give --set path=VALUE"]
     (tmp_path / "p.txt").write_text("a cat\n")
     assert main(["plugins", "check", "file", "--set", f"path={tmp_path}/p.txt"]) == 0
-    assert lines(capsys)[-1] == "prompt source file ok"
+    assert lines(capsys)[0] == "prompt source file ok"
     assert main(["plugins", "check", "file", "--set", f"path={tmp_path}/p.txt", "--set", "pth=3"]) == 3
-    assert lines(capsys)[-1].startswith("prompt source file failed --set: pth: unknown field; did you mean")
+    assert lines(capsys)[1].startswith("failed it loads: --set: pth: unknown field; did you mean")
 
 
 def test_a_plug_in_that_raises_in_its_check_is_told(capsys: Capture, installed: Any) -> None:
@@ -140,8 +220,33 @@ def test_a_plug_in_that_raises_in_its_check_is_told(capsys: Capture, installed: 
 
     installed([Plugin(RewardSpec("lost", "s", "1", "x", Options, raises), "ours", "1")])
     assert main(["plugins", "check", "lost"]) == 3
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.endswith("reward lost failed reward ours:lost: cannot be loaded: OSError: no weights")
+    assert lines(capsys) == [
+        "reward lost failed",
+        "failed it loads: reward ours:lost: cannot be loaded: OSError: no weights",
+    ]
+
+
+def test_a_reward_that_raises_is_told_with_the_law(capsys: Capture, installed: Any) -> None:
+    class NeedsPixels(Gray):
+        def score(self, request: ScoreRequest) -> ScoreResult:
+            if request.images.shape[-1] < 2:
+                raise ValueError("too\nsmall")
+            return super().score(request)
+
+    spec = RewardSpec("picky", "s", "1", "x", Options, lambda o, c: NeedsPixels(torch.clone))
+    installed([Plugin(spec, "ours", "1")])
+    assert main(["plugins", "check", "picky"]) == 3
+    failed = [line for line in lines(capsys) if line.startswith("failed")]
+    assert failed == ["failed pictures of any size are scored: raised ValueError: too small"]
+
+
+def test_what_the_user_has_to_mend_is_no_failure(capsys: Capture, installed: Any) -> None:
+    def raises(options: Options, context: LoadContext) -> None:
+        raise UsageError("no key", place="reward keyed", remedy="export KEY=...")
+
+    installed([Plugin(RewardSpec("keyed", "s", "1", "x", Options, raises), "ours", "1")])
+    assert main(["plugins", "check", "keyed"]) == 0
+    assert lines(capsys) == ["reward keyed skipped", "skipped it loads: reward keyed: no key; export KEY=..."]
 
 
 def test_check_goes_on_after_a_plug_in_without_the_option(capsys: Capture, installed: Any) -> None:
@@ -152,7 +257,128 @@ def test_check_goes_on_after_a_plug_in_without_the_option(capsys: Capture, insta
     installed([reward("gray", "ours"), Plugin(spec, "ours", "2.0")])
     assert main(["plugins", "check", "ours", "--set", "gain=2"]) == 3
     said = capsys.readouterr()
-    rows = [" ".join(line.split()) for line in said.out.splitlines()]
-    assert "reward gray failed --set: gain: unknown field; there are none" in rows
-    assert "reward loud ok" in rows
+    assert "  failed   it loads: --set: gain: unknown field; there are none" in said.out.splitlines()
+    assert "reward loud ok" in said.out.splitlines()
     assert said.err == "error: ours: 1 of 2 plug-ins failed\n"
+
+
+class TestOnline:
+    """Published scores, the pictures from this machine."""
+
+    @pytest.fixture
+    def gray_picture(self, tmp_path: Path) -> Path:
+        path = tmp_path / "gray.png"
+        Image.new("RGB", (4, 4), (51, 51, 51)).save(path)
+        return path
+
+    def install(self, installed: Any, *examples: Example, needs: Sequence[HubFiles] = ()) -> None:
+        class Gain(Options):
+            gain: float = 1.0
+
+        spec = RewardSpec(
+            "gray", "s", "1", "x", Gain, lambda o, c: Gray(lambda values: o.gain * values),
+            needs=lambda o: needs, examples=examples,
+        )  # fmt: skip
+        installed([Plugin(spec, "ours", "2.0")])
+
+    def test_they_are_compared_with_the_options_they_were_published_for(
+        self, capsys: Capture, installed: Any, gray_picture: Path
+    ) -> None:
+        example = Example(str(gray_picture), "a cat", 0.2, 0.001, "a paper")
+        far = replace(example, value=0.5, tolerance=0.05, options={"gain": 2.0})
+        self.install(installed, example, far, replace(far, value=0.42))
+        assert main(["plugins", "check", "gray", "--online"]) == 3
+        assert lines(capsys)[:4] == [
+            "reward gray failed",
+            "ok gray.png scores 0.2000 ± 0.001 as in a paper: it is 0.2000",
+            "failed gray.png scores 0.5000 ± 0.05 as in a paper: it is 0.4000",
+            "ok gray.png scores 0.4200 ± 0.05 as in a paper: it is 0.4000",
+        ]
+
+    def test_a_reward_without_any_says_so(self, capsys: Capture, installed: Any) -> None:
+        self.install(installed)
+        assert main(["plugins", "check", "gray", "--online"]) == 0
+        assert lines(capsys)[1] == "skipped published scores are met: none are known"
+
+    def test_weights_that_cannot_be_had(self, capsys: Capture, installed: Any, gray_picture: Path) -> None:
+        example = Example(str(gray_picture), "a cat", 0.2, 0.001, "a paper")
+        self.install(installed, example, needs=[HubFiles("me/nowhere", None, ("a.safetensors",))])
+        assert main(["plugins", "check", "gray", "--online"]) == 3
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: me/nowhere: not on this machine, and the hub cannot be reached (")
+        assert said.err.count("\n") == 1
+
+    def test_a_picture_from_the_web(self, capsys: Capture, installed: Any, gray_picture: Path) -> None:
+        class Quiet(SimpleHTTPRequestHandler):
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nothing."""
+
+        handler = partial(Quiet, directory=str(gray_picture.parent))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            place = f"http://127.0.0.1:{server.server_address[1]}"
+            example = Example(f"{place}/gray.png", "a cat", 0.2, 0.001, "a paper")
+            self.install(installed, example)
+            assert main(["plugins", "check", "gray", "--online"]) == 0
+            assert lines(capsys)[1].startswith("ok gray.png scores 0.2000 ± 0.001 as in a paper")
+            self.install(installed, replace(example, picture=f"{place}/none.png"))
+            assert main(["plugins", "check", "gray", "--online"]) == 3
+            server.shutdown()
+        missing = capsys.readouterr().err
+        assert missing.startswith(f"error: {place}/none.png: cannot be fetched (Client error '404 File not found'")
+        assert missing.endswith("; try with a connection\n")
+        assert main(["plugins", "check", "gray", "--online"]) == 3
+        assert "none.png: cannot be fetched (" in capsys.readouterr().err
+
+
+class TestNew:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["reward", "prompt-source"])
+    def test_a_package_is_written_whole_and_short(self, capsys: Capture, tmp_path: Path, kind: str) -> None:
+        assert main(["plugins", "new", "my-own-2", "--kind", kind, "--out", "deep/er/folder"]) == 0
+        package = tmp_path / "deep/er/folder"
+        files = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.is_file()}
+        assert set(files) == {"pyproject.toml", "README.md", "my_own_2.py", "tests/test_my_own_2.py"}
+        code = [path.read_text() for name, path in files.items() if name.endswith(".py")]
+        assert sum(len(text.splitlines()) for text in code) < 60
+        assert "$" not in "".join(path.read_text() for path in files.values())
+        assert [path.name for path in package.parent.iterdir()] == ["folder"]
+        assert capsys.readouterr().out.splitlines()[1] == "  pip install -e deep/er/folder"
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("My Reward", "'My Reward' is not lower-case words joined by hyphens; try my-reward"),
+            ("my_reward", "'my_reward' is not lower-case words joined by hyphens; try my-reward"),
+            ("2-warm", "'2-warm' is not lower-case words joined by hyphens; try warm"),
+            ("../up", "'../up' is not lower-case words joined by hyphens; try up"),
+            ("ß", "'ß' is not lower-case words joined by hyphens; try my-reward"),
+            ("json", "a module json exists already; choose another, such as my-json"),
+            ("class", "a module class exists already; choose another, such as my-class"),
+            ("jpeg-compressibility",
+             f"sdpo-cli {__version__} has the reward jpeg-compressibility already; "
+             "choose another, such as my-jpeg-compressibility"),
+        ],
+    )  # fmt: skip
+    def test_names_that_will_not_do(self, capsys: Capture, tmp_path: Path, name: str, said: str) -> None:
+        assert main(["plugins", "new", name]) == 2
+        assert capsys.readouterr().err == f"error: NAME: {said}\n"
+        assert not list(tmp_path.iterdir())
+
+    def test_nothing_is_overwritten(self, capsys: Capture, tmp_path: Path) -> None:
+        (tmp_path / "my-reward").mkdir()
+        assert main(["plugins", "new", "my-reward"]) == 2
+        said = "my-reward: exists already; name another folder with --out, or remove it"
+        assert capsys.readouterr().err == f"error: {said}\n"
+        assert not list((tmp_path / "my-reward").iterdir())
+
+    def test_a_folder_that_cannot_be_made(self, capsys: Capture, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        assert main(["plugins", "new", "my-reward", "--out", "file/inside"]) == 4
+        said = capsys.readouterr().err
+        assert said.startswith("error: file/inside: cannot be written (")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]

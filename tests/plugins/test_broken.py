@@ -174,10 +174,10 @@ def test_two_owners_of_a_name_are_an_error_for_that_name_alone(install: Install)
 def test_an_unknown_name_says_who_may_have_meant_to_offer_it(install: Install) -> None:
     registry = install("import nowhere")
     with pytest.raises(PluginError) as caught:
-        registry.reward("aestetic")
+        registry.reward("nothing-near")
     names = ", ".join(sorted(plugin.spec.name for plugin in registry.of_kind(RewardSpec)))
     assert str(caught.value) == (
-        f"no reward named 'aestetic'; installed: {names}; broken plug-ins that might offer it: "
+        f"no reward named 'nothing-near'; installed: {names}; broken plug-ins that might offer it: "
         "strange 1.0 (main): cannot be imported: ModuleNotFoundError: No module named 'nowhere'"
     )
     assert caught.value.exit_code == 3

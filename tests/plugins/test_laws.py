@@ -40,32 +40,74 @@ def test_a_plain_reward_keeps_every_law() -> None:
     check_reward(Scores(mean))
 
 
+SCORES = "scores are finite float32, one a picture"
+
+
 @pytest.mark.parametrize(
     ("function", "law"),
     [
-        (lambda x: mean(x)[:, None], "score gives [3]: it gives [3, 1]"),
-        (lambda x: mean(x).mean(), "score gives [3]: it gives []"),
-        (lambda x: mean(x).double(), "score gives float32: it gives torch.float64"),
-        (lambda x: mean(x).tolist(), "score gives a tensor: it gives a list"),
-        (lambda x: mean(x) / 0, "score gives finite numbers: 3 are not"),
-        (lambda x: mean((x - mean(x)[:, None, None, None]).square()).log(), "score gives finite numbers: 2 are not"),
+        (lambda x: mean(x)[:, None], f"{SCORES}: it gives [3, 1], not [3]"),
+        (lambda x: mean(x).mean(), f"{SCORES}: it gives [], not [3]"),
+        (lambda x: mean(x).double(), f"{SCORES}: it gives torch.float64"),
+        (lambda x: mean(x).tolist(), f"{SCORES}: it gives a list"),
+        (lambda x: mean(x) / 0, f"{SCORES}: 3 are not finite"),
+        (lambda x: mean((x - mean(x)[:, None, None, None]).square()).log(),
+         "flat pictures are scored: 2 are not finite"),
+        (lambda x: mean(x) / int(x.shape[-1] > 1), "pictures of any size are scored: 1 are not finite"),
         (lambda x: mean(x) + torch.rand(len(x)), "scores are repeatable: a second call differs"),
         (lambda x: mean(x) - mean(x).mean(),
          "a picture's score is its own: scored alone it differs from scored among others"),
         (lambda x: mean(x.mul_(0.5)), "a request is left as it is: the images were changed"),
+        (lambda x: mean(x) if len(x) else torch.zeros(1), "an empty batch has no scores: it gives [1], not [0]"),
     ],
 )  # fmt: skip
 def test_a_reward_that_breaks_a_law(function: Callable[[Tensor], Any], law: str) -> None:
     assert fault(check_reward, Scores(function)) == law
 
 
-def test_details_are_one_number_a_picture() -> None:
-    assert fault(check_reward, Scores(mean, {"x": torch.zeros(7)})) == "detail x is [B]: it is [7]"
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        (torch.zeros(7), "it gives [7], not [3]"),
+        (torch.zeros(3, dtype=torch.int64), "it gives torch.int64"),
+        (torch.tensor([0.0, 1.0, float("inf")]), "1 are not finite"),
+    ],
+)
+def test_details_are_one_finite_number_a_picture(detail: Tensor, said: str) -> None:
+    assert fault(check_reward, Scores(mean, {"x": detail})) == f"details are finite float32, one a picture: x: {said}"
 
 
 def test_a_reward_made_for_one_size_or_for_full_batches_raises() -> None:
     with pytest.raises(RuntimeError):
         check_reward(Scores(lambda x: x.reshape(-1, 3 * 64 * 64).mean(dim=1)))
+
+
+class Reads(Scores):
+    """A reward that also looks at the rest of its request."""
+
+    def __init__(self, look: Callable[[ScoreRequest], Any]) -> None:
+        super().__init__(mean)
+        self.look = look
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        self.look(request)
+        return super().score(request)
+
+
+def test_a_reward_that_wants_metadata_or_plain_prompts_raises() -> None:
+    with pytest.raises(IndexError):
+        check_reward(Reads(lambda request: [request.metadata[i] for i in range(len(request.prompts))]))
+    with pytest.raises(UnicodeEncodeError):
+        check_reward(Reads(lambda request: [prompt.encode("ascii") for prompt in request.prompts]))
+
+
+@pytest.mark.parametrize("change", [lambda r: r.metadata[0].pop("a", None), lambda r: r.metadata[0].update(b=1)])
+def test_metadata_is_left_as_it_is(change: Callable[[ScoreRequest], Any]) -> None:
+    def look(request: ScoreRequest) -> None:
+        if request.metadata:
+            change(request)
+
+    assert fault(check_reward, Reads(look)) == "a request is left as it is: the metadata was changed"
 
 
 def test_embeddings_are_unit_vectors() -> None:
@@ -114,7 +156,7 @@ def test_a_plain_objective_keeps_every_law() -> None:
         (Likelihood(lambda x: x.mean().detach()), "the loss depends on log_prob_new: it carries no gradient"),
         (Likelihood(lambda x: (x * torch.tensor([1.0, 2, 3])).mean()),
          "the order of prompts is no matter: another order gives another loss"),
-        (Likelihood(kl=torch.zeros(3)), "metric kl is one finite number: it is tensor([0., 0., 0.])"),
+        (Likelihood(kl=torch.zeros(3)), "metrics are finite numbers: kl is tensor([0., 0., 0.])"),
     ],
 )  # fmt: skip
 def test_objectives_that_break_a_law(objective: Likelihood, law: str) -> None:
@@ -151,11 +193,14 @@ def spoil(model: Any, method: str, function: Callable[[Any], Any]) -> None:
         ("schedule", lambda s: replace(s, timestep=s.timestep.flip(0)), "timesteps fall: they are "),
         ("encode", lambda c: {k: v - v.mean(0) for k, v in c.items()},
          "a prompt's conditioning is its own: prompt_embeds differs when it is encoded alone"),
-        ("encode", lambda c: {k: v[:1] for k, v in c.items()}, "axis 0 of prompt_embeds is the prompt: it has 1 of 2"),
+        ("encode", lambda c: {k: v[:1] for k, v in c.items()},
+         "axis 0 of the conditioning is the prompt: prompt_embeds has 1 of 2"),
         ("denoise", lambda x: x - x.mean(0), "a clean estimate is its picture's own: step 0 differs when taken alone"),
-        ("denoise", lambda x: x.double(), "denoise at step 0 gives float32: it gives torch.float64"),
+        ("denoise", lambda x: x.double(),
+         "clean estimates are finite float32 latents: at step 0 it gives torch.float64"),
         ("decode", lambda x: x * 2 - 1, "pictures lie in 0..1: they span "),
-        ("decode", lambda x: x[:, :1], "decode gives [2, 3, 64, 64]: it gives [2, 1, 64, 64]"),
+        ("decode", lambda x: x[:, :1],
+         "decoded pictures are finite float32: it gives [2, 1, 64, 64], not [2, 3, 64, 64]"),
         ("trainable", lambda w: {}, "an adapter can be trained: it cannot"),
     ],
 )  # fmt: skip
