@@ -20,10 +20,16 @@ def local_copy(files: HubFiles) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(files.repo, revision=files.revision, local_files_only=True))
+        folder = Path(snapshot_download(files.repo, revision=files.revision, local_files_only=True, **patterns(files)))
     except (LocalEntryNotFoundError, ValueError, OSError):
         return None
     return folder if not absent(files, folder) else None
+
+
+def patterns(files: HubFiles) -> dict[str, Any]:
+    """Which files of the repository are meant, as the hub's client says it."""
+    exact = not any("*" in name for name in files.files)
+    return {"allow_patterns": list(files.files), "ignore_patterns": None if exact else list(UNWANTED)}
 
 
 def absent(files: HubFiles, folder: Path) -> list[str]:
@@ -43,16 +49,8 @@ def fetch(files: HubFiles) -> Path:
     check_reachable([files])
     from huggingface_hub import snapshot_download
 
-    exact = not any("*" in name for name in files.files)
     try:
-        folder = Path(
-            snapshot_download(
-                files.repo,
-                revision=files.revision,
-                allow_patterns=list(files.files),
-                ignore_patterns=None if exact else list(UNWANTED),
-            )
-        )
+        folder = Path(snapshot_download(files.repo, revision=files.revision, **patterns(files)))
     except Exception as error:
         raise cannot_fetch([files], error) from error
     missing = absent(files, folder)

@@ -1,11 +1,12 @@
 """What the authors of diffusers pipelines share: options, and files on disk or on the hub. Imports no torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from sdpo_cli.api.hub import fetch
 from sdpo_cli.api.specs import HubFiles, Options, UserPath
@@ -14,6 +15,12 @@ from sdpo_cli.errors import ArtifactError
 INDEX = "model_index.json"
 SKIPPED = {"safety_checker", "feature_extractor", "image_encoder"}
 """Components that no text-to-image step needs; they are neither fetched nor loaded."""
+DENOISERS = ("unet", "transformer")
+"""What pipelines call their denoiser."""
+NETWORK_FILES = ("config.json", "*.safetensors")
+TINY_VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+P = TypeVar("P", bound=Options)
 
 
 class PipelineOptions(Options):
@@ -25,11 +32,14 @@ class PipelineOptions(Options):
         default=None, description="Of a single file: folder or hub id of a pipeline of the same shape."
     )
     denoiser: UserPath | None = Field(
-        default=None, description="Weights in place of the denoiser's: a file, or OWNER/NAME/FILE on the hub."
+        default=None,
+        description="Denoiser in place of the pipeline's: a weights file, or OWNER/NAME[@REVISION]/FILE on the hub; "
+        "or a folder or OWNER/NAME[@REVISION] that holds a network with its settings.",
     )
     base_lora: UserPath | None = Field(
         default=None,
-        description="LoRA merged into the base weights, such as Lightning's: a file, or OWNER/NAME/FILE on the hub.",
+        description="LoRA merged into the base weights, such as Lightning's: a file, or OWNER/NAME[@REVISION]/FILE on "
+        "the hub.",
     )
     base_lora_scale: float = Field(default=1.0, description="Factor of that LoRA.")
     height: int | None = Field(default=None, ge=8, description="Height of the pictures; null means the model's own.")
@@ -47,35 +57,77 @@ class PipelineOptions(Options):
     )
 
 
-def pipeline_files(repo: str, revision: str | None, components: Sequence[str]) -> HubFiles:
-    """The files of a pipeline's components on the hub: settings, vocabularies, and safetensors weights."""
-    weighty = [name for name in components if not name.startswith(("scheduler", "tokenizer"))]
+def preset(options: type[P], name: str, defaults: Mapping[str, Any]) -> type[P]:
+    """The options with other defaults: those of the known checkpoint `name`."""
+    fields: dict[str, Any] = {}
+    for field, value in defaults.items():
+        changed = copy(options.model_fields[field])
+        changed.default = value
+        fields[field] = (changed.annotation, changed)
+    made: type[P] = create_model(f"Options of {name}", __base__=options, __doc__=f"Options of {name}.", **fields)
+    return made
+
+
+def pipeline_files(
+    repo: str, revision: str | None, components: Sequence[str], weightless: Sequence[str] = ()
+) -> HubFiles:
+    """The files of a pipeline's components on the hub: settings, vocabularies, and safetensors weights.
+
+    `weightless` names the components whose weights come from elsewhere.
+    """
+    weighty = [name for name in components if has_weights(name) and name not in weightless]
     patterns = [INDEX, *(f"{name}/*.json" for name in components if not name.startswith("tokenizer"))]
     patterns += [f"{name}/*" for name in components if name.startswith("tokenizer")]
     return HubFiles(repo, revision, (*patterns, *(f"{name}/*.safetensors" for name in weighty)))
 
 
+def has_weights(component: str) -> bool:
+    """Whether a component is a network."""
+    return not component.startswith(("scheduler", "tokenizer"))
+
+
+def given_elsewhere(options: PipelineOptions, components: Sequence[str]) -> list[str]:
+    """The components whose weights are not taken from the pipeline's folder."""
+    if options.path.endswith(".safetensors"):
+        return list(components)
+    return [name for name in components if name in DENOISERS and options.denoiser]
+
+
 def pipeline_needs(options: PipelineOptions, components: Sequence[str]) -> list[HubFiles]:
     """What a pipeline's load takes from the hub, for `Spec.needs`."""
-    source = options.config if options.path.endswith(".safetensors") else options.path
-    needs = [pipeline_files(source, options.revision, components)] if source and not Path(source).exists() else []
-    needs += [hub_file(path) for path in (options.denoiser, options.base_lora) if path and not Path(path).exists()]
+    single = options.path.endswith(".safetensors")
+    source, revision = (options.config, None) if single else (options.path, options.revision)
+    needs = []
+    if source and not Path(source).exists():
+        needs.append(pipeline_files(source, revision, components, given_elsewhere(options, components)))
+    if single and not Path(options.path).exists():
+        needs.append(hub_file(options.path))
+    if options.denoiser and not Path(options.denoiser).exists():
+        needs.append(denoiser_files(options.denoiser))
+    if options.base_lora and not Path(options.base_lora).exists():
+        needs.append(hub_file(options.base_lora))
     if options.tiny_vae and not Path(options.tiny_vae).exists():
         needs.append(HubFiles(options.tiny_vae, None, TINY_VAE_FILES))
     return needs
 
 
-TINY_VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-
-
 def hub_file(path: str) -> HubFiles:
-    """`OWNER/NAME/FILE` as a file on the hub. ArtifactError where the text has another form."""
+    """`OWNER/NAME/FILE` or `OWNER/NAME@REVISION/FILE` as a file on the hub. ArtifactError where it has another form."""
     owner, _, rest = path.partition("/")
     name, _, file = rest.partition("/")
     if not file.endswith(".safetensors"):
         remedy = "name a .safetensors file, or OWNER/NAME/FILE.safetensors on the hub"
         raise ArtifactError("no such file", place=path, remedy=remedy)
-    return HubFiles(f"{owner}/{name}", None, (file,))
+    name, _, revision = name.partition("@")
+    return HubFiles(f"{owner}/{name}", revision or None, (file,))
+
+
+def denoiser_files(path: str) -> HubFiles:
+    """A denoiser on the hub: a file, as `hub_file` reads it, or the network that OWNER/NAME[@REVISION] holds."""
+    if path.count("/") != 1 or path.endswith(".safetensors"):
+        return hub_file(path)
+    repo, _, revision = path.partition("@")
+    return HubFiles(repo, revision or None, NETWORK_FILES)
 
 
 def weights_file(path: str) -> Path:
@@ -86,17 +138,26 @@ def weights_file(path: str) -> Path:
     return fetch(files) / files.files[0]
 
 
-def pipeline_folder(path: str, revision: str | None) -> Path:
+def denoiser_source(path: str) -> Path:
+    """The weights file of a denoiser, or the folder that holds it with its settings; from disk or from the hub."""
+    if Path(path).is_dir() or Path(path).is_file():
+        return Path(path) if Path(path).is_dir() else weights_file(path)
+    files = denoiser_files(path)
+    return fetch(files) if files.files == NETWORK_FILES else fetch(files) / files.files[0]
+
+
+def pipeline_folder(path: str, revision: str | None, weightless: Sequence[str] = ()) -> Path:
     """The folder at `path`, or the snapshot of the hub id `path` with every component that drawing needs.
 
-    ArtifactError where it is no pipeline or its weights are pickles.
+    ArtifactError where it is no pipeline, or where the weights of any component but `weightless` are not there whole.
     """
     if Path(path).is_dir():
         folder = Path(path)
-        check_complete(folder, components_of(folder))
-        return folder
-    index = fetch(HubFiles(path, revision, (INDEX,)))
-    return fetch(pipeline_files(path, revision, list(components_of(index))))
+    else:
+        index = fetch(HubFiles(path, revision, (INDEX,)))
+        folder = fetch(pipeline_files(path, revision, list(components_of(index)), weightless))
+    check_complete(folder, components_of(folder), weightless)
+    return folder
 
 
 def components_of(folder: Path) -> dict[str, str]:
@@ -111,17 +172,39 @@ def components_of(folder: Path) -> dict[str, str]:
     return {name: kind for name, kind in rows.items() if name not in SKIPPED}
 
 
-def check_complete(folder: Path, components: dict[str, str]) -> None:
-    """ArtifactError, naming the first, where a component's folder or its safetensors weights are missing."""
+def check_complete(folder: Path, components: dict[str, str], weightless: Sequence[str] = ()) -> None:
+    """ArtifactError, naming the first, where a component's folder or its safetensors weights are missing or damaged."""
     for name, kind in components.items():
         if not (folder / name).is_dir():
-            raise ArtifactError(f"its index names {kind}, but there is no such folder", place=str(folder / name))
-        weighty = not name.startswith(("scheduler", "tokenizer"))
-        if weighty and not any((folder / name).glob("*.safetensors")):
-            pickled = any((folder / name).glob("*.bin"))
-            fault = "only pickled weights, which are never loaded" if pickled else "no safetensors weights"
-            remedy = "save the pipeline anew with safe_serialization=True"
-            raise ArtifactError(fault, place=str(folder / name), remedy=remedy)
+            raise ArtifactError(
+                f"its index names {kind}, but there is no such folder",
+                place=str(folder / name),
+                remedy="copy the whole pipeline, or save it anew",
+            )
+        if has_weights(name) and name not in weightless:
+            check_weights(folder / name)
+
+
+def check_weights(folder: Path) -> None:
+    """ArtifactError where a network's folder has no safetensors weights, or damaged ones."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = any(folder.glob("*.bin"))
+        fault = "only pickled weights, which are never loaded" if pickled else "no safetensors weights"
+        raise ArtifactError(fault, place=str(folder), remedy="save the pipeline anew with safe_serialization=True")
+    for file in files:
+        check_whole(file)
+
+
+def check_whole(file: Path) -> None:
+    """ArtifactError where a safetensors file's header does not fit its length; its numbers are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"damaged ({error})", place=str(file), remedy="fetch or copy it again") from error
 
 
 def silence() -> None:

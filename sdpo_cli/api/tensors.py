@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdpo_cli.maths import Kernel, Schedule
+from sdpo_cli.maths import Kernel as Kernel
+from sdpo_cli.maths import Schedule as Schedule
 from sdpo_cli.maths.dense_reward import AnchorRule
 from sdpo_cli.maths.returns import Credit
 
@@ -55,8 +56,15 @@ class Reward(Protocol):
     """Scores pictures. A picture's value must not depend on the others in the request."""
 
     def score(self, request: ScoreRequest) -> ScoreResult:
-        """One value a picture. Called without gradients."""
+        """One value a picture. Called without gradients, one call at a time, in another thread than `load`."""
         ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A reward whose numbers depend on something its record's version does not tell, such as what a server serves."""
+
+    identity: str
 
 
 @runtime_checkable
@@ -78,20 +86,24 @@ class Sampler:
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """A LoRA to train.
+    """What to train: a LoRA, or all weights of the denoiser.
 
     Attributes:
-        rank: its rank.
+        rank: rank of the LoRA.
         alpha: its scale is alpha / rank.
         targets: `attention` (q, k, v and output projections), `linear` (every linear layer of the transformer
             blocks), or module-name endings.
         seed: of its random initial weights.
+        kind: `lora`, or `full`: the denoiser's own weights, in float32 whatever it computes in.
+        start: file or folder of a LoRA to go on with; rank, alpha, targets and weights are its own.
     """
 
     rank: int = 8
     alpha: float = 8.0
     targets: Literal["attention", "linear"] | Sequence[str] = "attention"
     seed: int = 0
+    kind: Literal["lora", "full"] = "lora"
+    start: Path | None = None
 
 
 @runtime_checkable
@@ -131,7 +143,7 @@ class BaseModel(Protocol):
         ...
 
     def add_adapter(self, options: AdapterOptions) -> None:
-        """Put a fresh LoRA on the network; it changes no picture until it is trained."""
+        """Make ready to train what `options` say; only a LoRA to go on with changes pictures before it is trained."""
         ...
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
@@ -143,11 +155,22 @@ class BaseModel(Protocol):
         ...
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter so that the family's diffusers pipeline loads it with `load_lora_weights(folder)`."""
+        """Write the adapter so that diffusers loads it: a LoRA with the pipeline's `load_lora_weights(folder)`, a fully
+        trained denoiser with its class's `from_pretrained(folder)`.
+        """
         ...
 
     def load_adapter(self, folder: Path) -> None:
         """Put a saved adapter on the network. ArtifactError where it does not fit."""
+        ...
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """A base model that can be written with its adapter merged in; `sdpo export --format merged` needs it."""
+
+    def save_merged(self, folder: Path, *, denoiser_only: bool = False) -> None:
+        """Write the whole pipeline in diffusers layout, or its denoiser alone; afterwards there is no adapter."""
         ...
 
 

@@ -1,8 +1,10 @@
-"""Which diffusers pipeline a folder or hub id holds."""
+"""Which diffusers pipeline a folder, single file or hub id holds."""
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sdpo_cli.api import HubFiles
 from sdpo_cli.errors import ArtifactError, PluginError
@@ -29,6 +31,30 @@ def existing(name: str, folder: Path, place: str) -> Path | None:
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form OWNER/NAME."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def family_of(name: str, path: Path | None, options: Mapping[str, Any], folder: Path, place: str) -> str:
+    """The pipeline class of a folder, of a hub id, or of the pipeline whose settings a single file takes.
+
+    Args:
+        name: as the recipe says it.
+        path: what lies there, if anything does.
+        options: of the model; `config` says whose settings a single file takes.
+        folder: folder that relative paths in the options are meant from.
+        place: what asked, for errors.
+    PluginError where it cannot be told.
+    """
+    if path is None or path.suffix != ".safetensors":
+        return family_of_folder(path, place) if path else family_of_hub_id(name, options.get("revision"), place)
+    settings = options.get("config")
+    if not isinstance(settings, str):
+        fault = f"{name} is a single file, which holds no settings"
+        remedy = "name a pipeline of the same shape as option config: a folder or hub id"
+        raise PluginError(fault, place=place, remedy=remedy)
+    home = existing(settings, folder, place)
+    if home is None and not is_hub_id(settings):
+        raise PluginError(f"{settings} is neither a folder nor a hub id", place=place, remedy="correct option config")
+    return family_of_folder(home, place) if home else family_of_hub_id(settings, None, place)
 
 
 def family_of_folder(folder: Path, place: str) -> str:

@@ -3,16 +3,24 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import sdpo_cli
 from sdpo_cli.api import LoadContext, Prompt
-from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import AdapterOptions, ScoreRequest, ScoreResult
 from sdpo_cli.builtin.models import load_checkpoint
+from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.objectives import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
@@ -26,63 +34,136 @@ TOKENIZER = Path(sdpo_cli.__file__).parent / "assets" / "emoji-turbo" / "tokeniz
 PROMPTS = tuple(Prompt(text) for text in ("cat", "dog", "owl", "bee", "ant"))
 
 
-def save_pipeline(folder: Path, prediction: str = "epsilon", **scheduler: object) -> Path:
-    """A Stable Diffusion checkpoint of random weights, 16 px pictures from 4x8x8 latents, in diffusers layout."""
+def save_pipeline(
+    folder: Path,
+    prediction: str = "epsilon",
+    *,
+    kind: type = DDIMScheduler,
+    pipeline: type = StableDiffusionPipeline,
+    guidance_width: int | None = None,
+    **scheduler: object,
+) -> Path:
+    """A Stable Diffusion checkpoint of random weights, 16 px pictures from 4x8x8 latents, in diffusers layout.
+
+    Args:
+        folder: where it is written.
+        prediction: what its scheduler says the network predicts.
+        kind: class of its scheduler, with the settings `scheduler`.
+        pipeline: class of the pipeline.
+        guidance_width: of the guidance embedding that an LCM's network takes.
+    """
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
+    unet = small_unet(time_cond_proj_dim=guidance_width)
+    rest = {} if pipeline is LatentConsistencyModelPipeline else {"image_encoder": None}
+    pipeline(
+        vae=small_vae(),
+        text_encoder=CLIPTextModel(small_text()),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        unet=unet,
+        scheduler=kind.from_config(NOISE | {"prediction_type": prediction} | scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **rest,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_xl_pipeline(
+    folder: Path,
+    prediction: str = "epsilon",
+    *,
+    kind: type = EulerDiscreteScheduler,
+    guidance_width: int | None = None,
+    **scheduler: object,
+) -> Path:
+    """The same for SDXL: both text encoders, the pooled state and the sizes as further inputs."""
+    torch.manual_seed(0)
+    unet = small_unet(
+        cross_attention_dim=40,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+        time_cond_proj_dim=guidance_width,
     )
-    vae = AutoencoderKL(
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    StableDiffusionXLPipeline(
+        vae=small_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(small_text(num_hidden_layers=2)),
+        text_encoder_2=CLIPTextModelWithProjection(small_text(hidden_size=24, num_hidden_layers=2, projection_dim=12)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=kind.from_config(NOISE | {"prediction_type": prediction} | scheduler),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+NOISE: dict[str, object] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "trailing",
+}
+
+
+def small_unet(**changes: object) -> UNet2DConditionModel:
+    """A UNet of 0.1 M random weights on 4x8x8 latents."""
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 16,
+            "attention_head_dim": 4,
+            **changes,
+        }
+    )
+
+
+def small_vae(**changes: object) -> AutoencoderKL:
+    """A VAE of random weights, two pixels a latent."""
+    return AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **changes,
     )
-    text = CLIPTextConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=1186,
-        max_position_embeddings=32,
-        bos_token_id=1184,
-        eos_token_id=1185,
-        pad_token_id=1185,
-    )
-    noise = DDIMScheduler(
+
+
+def small_text(**changes: object) -> CLIPTextConfig:
+    """A text encoder for the embedded tokenizer."""
+    return CLIPTextConfig(
         **{
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "clip_sample": False,
-            "set_alpha_to_one": False,
-            "steps_offset": 1,
-            "timestep_spacing": "trailing",
-            "prediction_type": prediction,
-            **scheduler,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 1186,
+            "max_position_embeddings": 32,
+            "bos_token_id": 1184,
+            "eos_token_id": 1185,
+            "pad_token_id": 1185,
+            **changes,
         }
     )
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, noise, None, None, requires_safety_checker=False
-    ).save_pretrained(folder)
-    return folder
 
 
 def load(folder: Path) -> StableDiffusion:
     """The checkpoint as a base model."""
-    return load_checkpoint(PipelineOptions(path=str(folder)), LoadContext())
+    return load_checkpoint(UNetOptions(path=str(folder)), LoadContext())
 
 
 class Brightness:
