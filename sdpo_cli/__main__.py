@@ -1,13 +1,25 @@
 """`python -m sdpo_cli`: the same program as the console script `sdpo`."""
 
+import os
 import sys
+import threading
+from contextlib import suppress
 
 from sdpo_cli.main import main
 
 
 def run() -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(main(sys.argv[1:]))
+    """Run the command line and exit with its code, at once if a reward is still at work: nobody waits for its answer.
+
+    Threads that such a reward has started itself would keep the process alive for as long as it hangs.
+    """
+    code = main(sys.argv[1:])
+    if any(thread.name.startswith("sdpo ") for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def score(
     from sdpo_cli.engine.pictures import find_pictures, with_prompts
     from sdpo_cli.engine.scores import score_files
     from sdpo_cli.engine.setup import pick_device
-    from sdpo_cli.errors import ArtifactError
+    from sdpo_cli.errors import PluginError
     from sdpo_cli.registry import chosen_rewards
 
     chosen = chosen_rewards(reward, "--reward")
@@ -66,20 +66,22 @@ def score(
     work = score_files(pictures, rewards, path, batch=batch, overwrite=overwrite, device=torch_device)
     report = show(work, Console(stderr=True), quiet=quiet)
     print_report(report, as_json=as_json)
-    if report.unreadable:
-        count, first = len(report.unreadable), report.unreadable[0]
-        raise ArtifactError(f"{count} of {report.pictures} pictures cannot be read, the first: {first}")
+    if report.failed:
+        count, first = len(report.failed), report.failed[0]
+        raise PluginError(f"{count} of {report.pictures} pictures could not be scored, the first: {first}")
 
 
 def loaded_rewards(chosen: "Sequence[Chosen[RewardSpec]]", device: str) -> list[Any]:
     """The rewards ready to score, each once."""
     from sdpo_cli.api import LoadContext
     from sdpo_cli.engine.scores import FileReward
+    from sdpo_cli.engine.scoring import full_version
 
     context = LoadContext(device=device)
+    loaded = [(one, one.load(context)) for one in chosen]
     rewards = [
-        FileReward(one.name, one.plugin.full_name, one.spec.version, one.all_options(), one.load(context))
-        for one in chosen
+        FileReward(one.name, one.plugin.full_name, full_version(one.spec.version, reward), one.all_options(), reward)
+        for one, reward in loaded
     ]
     return [one for index, one in enumerate(rewards) if one.said not in [other.said for other in rewards[:index]]]
 

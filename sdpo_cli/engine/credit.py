@@ -4,15 +4,19 @@ Source: arXiv 2411.11727, parts 2 and 3 of SDPO.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sdpo_cli.api.tensors import BaseModel, LearningPlan, ScoreRequest
+from sdpo_cli.api.tensors import BaseModel, LearningPlan, ScoreRequest, ScoreResult
+from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.rollout import Rollouts
-from sdpo_cli.engine.scoring import LoadedReward, score_all
+from sdpo_cli.engine.scorer import Scorer
+from sdpo_cli.engine.scoring import columns, weighted_sum
 from sdpo_cli.maths import (
     StepStatistics,
     align_credit,
@@ -24,6 +28,25 @@ from sdpo_cli.maths import (
     stepwise_advantages,
     write_true_rewards,
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A part of the rollouts whose pictures are on their way to the rewards.
+
+    Attributes:
+        prompts: its prompts.
+        key_step: the queried steps of each rollout, in the order that `write_true_rewards` expects.
+        wanted: which clean estimates are pictured.
+        answers: what the rewards say of them, one for each batch of pictures, in order.
+        batch: how many pictures could be decoded at once.
+    """
+
+    prompts: Sequence[str]
+    key_step: Int[Tensor, "R B K"]
+    wanted: Bool[Tensor, "R B S"]
+    answers: "Sequence[Future[list[ScoreResult]]]"
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -85,37 +108,55 @@ def distinct_queries(key_step: Int[Tensor, "R B K"], steps: int, shared_noise: b
     return wanted
 
 
-def score_rollouts(
-    model: BaseModel, rewards: Sequence[LoadedReward], rollouts: Rollouts, plan: LearningPlan, batch: int
-) -> KeyRewards:
-    """Decode and score the queried clean estimates, `batch` pictures at a time."""
+def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: LearningPlan, batch: int) -> Asked:
+    """Decode the queried clean estimates and hand them to the scorer, `batch` pictures at a time."""
     key_step = queried_steps(rollouts, plan)
     wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.shared_noise)
     prompt_index = torch.arange(len(rollouts.draw), device=wanted.device)[None, :, None].expand_as(wanted)[wanted]
-    pictured = rollouts.x0[wanted]
+    pictured, fits = rollouts.x0[wanted], batch
     answers = []
     for rows in torch.arange(len(pictured), device=wanted.device).split(batch):
         prompts = [rollouts.draw.prompts[index] for index in prompt_index[rows].tolist()]
-        request = ScoreRequest(
-            model.decode(pictured[rows]), [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        )
-        answers.append(score_all(rewards, request))
+        images, fits = fitting(partial(decode, model, pictured[rows]), fits, "picture")
+        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+        answers.append(scorer.submit(ScoreRequest(images, texts, metadata)))
+    return Asked([prompt.text for prompt in rollouts.draw.prompts], key_step, wanted, answers, fits)
 
-    def gathered(values: Sequence[Tensor]) -> Float[Tensor, "R B K"]:
-        table = torch.full(wanted.shape, torch.nan, device=wanted.device)
-        table[wanted] = torch.cat([value.to(wanted.device) for value in values])
-        if rollouts.shared_noise:
+
+def decode(model: BaseModel, x0: Float[Tensor, "B C H W"], batch: int) -> Float[Tensor, "B 3 H2 W2"]:
+    """The pictures, `batch` at a time."""
+    return torch.cat([model.decode(part) for part in x0.split(batch)])
+
+
+def key_rewards(scorer: Scorer, asked: Sequence[Asked], plan: LearningPlan) -> KeyRewards:
+    """The rewards of all parts of the rollouts, waited for."""
+    tables = [step_table(scorer, part) for part in asked]
+    values = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}
+    key_step = torch.cat([part.key_step for part in asked], dim=1)
+    prompts = [prompt for part in asked for prompt in part.prompts]
+
+    def gathered(table: Float[Tensor, "R B S"]) -> Float[Tensor, "R B K"]:
+        if plan.shared_noise:
             table[..., 0] = table[0, :, 0].clone()
         return table.gather(-1, key_step)
 
-    columns = [{**answer.values, **answer.details} for answer in answers]
     return KeyRewards(
         key_step=key_step,
-        reward=gathered([answer.total for answer in answers]),
-        values={name: gathered([column[name] for column in columns]) for name in columns[0]},
-        queries=len(pictured),
+        reward=gathered(weighted_sum(scorer.rewards, values, prompts)),
+        values={name: gathered(table) for name, table in values.items()},
+        queries=sum(int(part.wanted.sum()) for part in asked),
         last=min(1, key_step.shape[-1] - 1),
     )
+
+
+def step_table(scorer: Scorer, asked: Asked) -> dict[str, Float[Tensor, "R B S"]]:
+    """Each reward's values and details of one part, NaN where there is no picture."""
+    answers = [columns(scorer.rewards, scorer.result(answer)) for answer in asked.answers]
+    tables = {}
+    for name in answers[0]:
+        tables[name] = torch.full(asked.wanted.shape, torch.nan, device=asked.wanted.device)
+        tables[name][asked.wanted] = torch.cat([answer[name].to(asked.wanted.device) for answer in answers])
+    return tables
 
 
 def dense_rewards(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan) -> Float[Tensor, "R B S"]:

@@ -31,47 +31,61 @@ def read_image(path: Path) -> Float[Tensor, "3 H W"]:
     Raises:
         ArtifactError: no file, no picture, broken, or above MAX_PIXELS.
     """
-    with opened(path) as picture:
-        levels = np.array(rgb(ImageOps.exif_transpose(picture)))
-    return torch.from_numpy(levels).permute(2, 0, 1).float() / 255
+    with opened(path, str(path)) as picture:
+        return levels(picture)
+
+
+def read_png(content: bytes, place: str, size: tuple[int, int]) -> Float[Tensor, "3 H W"]:
+    """The bytes of a PNG file of that width and height, as `read_image`; another size is refused unread."""
+    with opened(io.BytesIO(content), place, formats=("PNG",)) as picture:
+        if picture.size != size:
+            fault = f"has {picture.size[0]} x {picture.size[1]} pixels, not {size[0]} x {size[1]}"
+            raise ArtifactError(fault, place=place)
+        return levels(picture)
+
+
+def levels(picture: Image.Image) -> Float[Tensor, "3 H W"]:
+    """An open picture as RGB 0..1, upright."""
+    return torch.from_numpy(np.array(rgb(ImageOps.exif_transpose(picture)))).permute(2, 0, 1).float().div_(255)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file open to read from; whatever is wrong with it, also while reading, is one ArtifactError."""
-    remedy = "remove or replace the file"
+def opened(file: Path | io.BytesIO, place: str, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+    """A picture file open to read from; whatever is wrong with it, also while reading, is one ArtifactError.
+
+    `place` names it in the error; `formats` are those of Pillow's that it may have, all of them where None.
+    """
+    remedy = "remove or replace the file" if isinstance(file, Path) else ""
     try:
         with warnings.catch_warnings():
             # Pillow warns of large pictures; the limit here is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if path.exists() and not path.is_file():  # a pipe would be waited for
-                raise ArtifactError("is no file", place=str(path), remedy=remedy)
-            with Image.open(path) as picture:
+            if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for
+                raise ArtifactError("is no file", place=place, remedy=remedy)
+            with Image.open(file, formats=formats) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
-                    raise ArtifactError(
-                        f"has {width} x {height} pixels, above 64 million", place=str(path), remedy=remedy
-                    )
+                    raise ArtifactError(f"has {width} x {height} pixels, above 64 million", place=place, remedy=remedy)
                 yield picture
     except FileNotFoundError:
-        raise ArtifactError("no such file", place=str(path), remedy="correct the path") from None
+        raise ArtifactError("no such file", place=place, remedy="correct the path") from None
     except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise ArtifactError("is empty" if empty else "is no picture", place=str(path), remedy=remedy) from None
+        empty = isinstance(file, Path) and file.stat().st_size == 0
+        raise ArtifactError("is empty" if empty else "is no picture", place=place, remedy=remedy) from None
     except Image.DecompressionBombError:
-        raise ArtifactError("has above 64 million pixels", place=str(path), remedy=remedy) from None
+        raise ArtifactError("has above 64 million pixels", place=place, remedy=remedy) from None
     except ArtifactError:
         raise
     except Exception as error:  # what a decoder makes of broken bytes is up to it
         reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(f"cannot be read as a picture ({reason})", place=str(path), remedy=remedy) from None
+        raise ArtifactError(f"cannot be read as a picture ({reason})", place=place, remedy=remedy) from None
 
 
 def rgb(picture: Image.Image) -> Image.Image:
     """A picture of any mode in RGB: 16-bit gray by its high byte, transparency on white."""
     if picture.mode.startswith("I"):
-        levels = np.asarray(picture).astype(np.int64)
-        return Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(picture).astype(np.int64)
+        return Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
@@ -95,7 +109,7 @@ def png_bytes(picture: Image.Image, information: PngImagePlugin.PngInfo | None =
 
 def read_png_text(path: Path) -> dict[str, str]:
     """A PNG's metadata texts by name; nothing for other files. ArtifactError as `read_image`."""
-    with opened(path) as picture:
+    with opened(path, str(path)) as picture:
         texts = getattr(picture, "text", {})
         return {str(key): str(value) for key, value in texts.items()}
 

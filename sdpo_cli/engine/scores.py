@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdpo_cli.api.tensors import Reward, ScoreRequest, ScoreResult
 from sdpo_cli.engine.events import Event, FileWritten, Note, StageStarted
+from sdpo_cli.engine.file_rewards import Asking, FileReward
 from sdpo_cli.engine.files import read_numbered_json_lines, write_json_lines
-from sdpo_cli.engine.images import read_image
+from sdpo_cli.engine.images import MAX_PIXELS, read_image
 from sdpo_cli.engine.pictures import Picture
-from sdpo_cli.engine.scoring import checked_score
-from sdpo_cli.errors import ArtifactError, PluginError
+from sdpo_cli.errors import ArtifactError
 
 PICTURE_KEYS = ("sha256", "prompt", "metadata_sha256")
 """What a value was made from: it is stale where one of them differs."""
@@ -30,27 +29,6 @@ TEXT_KEYS = ("file", *PICTURE_KEYS, "reward", "plugin", "version")
 Row = Mapping[str, Any]
 Table = dict[tuple[str, str, str], Row]
 """Rows by `row_key`."""
-
-
-@dataclass(frozen=True)
-class FileReward:
-    """A reward ready to score files, and what its rows say about it; `plugin` is the full name `dist:name`."""
-
-    name: str
-    plugin: str
-    version: str
-    options: Mapping[str, Any]
-    reward: Reward
-
-    @property
-    def said(self) -> dict[str, Any]:
-        """Its part of a row."""
-        return {
-            "reward": self.name,
-            "plugin": self.plugin,
-            "version": self.version,
-            "options": dict(self.options),
-        }
 
 
 @dataclass(frozen=True)
@@ -74,13 +52,13 @@ class ScoreReport:
     Attributes:
         path: the scores file.
         pictures: how many pictures were asked for.
-        unreadable: one line for each that could not be read.
+        failed: one line for each that a reward has no value of: it cannot be read, or the reward failed.
         summaries: in the order of the rewards.
     """
 
     path: Path
     pictures: int
-    unreadable: Sequence[str]
+    failed: Sequence[str]
     summaries: Sequence[Summary]
 
 
@@ -132,14 +110,14 @@ def score_files(
     overwrite: bool,
     device: torch.device,
 ) -> Generator[Event, None, ScoreReport]:
-    """Score what the scores file at `path` lacks, and write it, whole, even when a reward fails half-way.
+    """Score what the scores file at `path` lacks, and write it, whole, even when something stops it half-way.
 
+    A picture that cannot be read, or that a reward fails on, gets a row with the error; it is tried again next time.
     A row is kept if picture bytes, prompt, metadata, reward, options and version are the same. `overwrite` scores all
     anew, each row replaced as its new one is there, and when all are drops the other rows of these rewards. Yields
     what it is doing; its return value is the report.
 
     Raises:
-        PluginError: a reward failed; the rows so far are written.
         ArtifactError: the scores file cannot be read or written, or has another version of a reward.
     """
     old = read_scores(path)
@@ -209,12 +187,16 @@ def without_others(table: Table, wanted: Sequence[Row], rewards: Sequence[FileRe
 
 
 def score_jobs(jobs: Sequence[Job], table: Table, batch: int, device: torch.device) -> Generator[Event, None, None]:
-    """Put the missing rows into `table`, in order, scoring up to `batch` neighbours of one size at a time."""
+    """Put the missing rows into `table`, in order, scoring up to `batch` neighbours of one size at a time.
+
+    However many those are, they have no more pixels together than one picture may have.
+    """
     group: list[tuple[Job, Tensor]] = []
+    asking = Asking()
     for number, job in enumerate(jobs):
         image = readable(job[0].path)
-        if group and (isinstance(image, str) or len(group) == batch or image.shape != group[0][1].shape):
-            score_group(group, table, device)
+        if group and (isinstance(image, str) or image.shape != group[0][1].shape or is_full(group, batch)):
+            yield from score_group(group, table, device, asking)
             group = []
             yield StageStarted("score", 0, 0, f"{number} of {len(jobs)} pictures")
         if isinstance(image, str):
@@ -225,7 +207,13 @@ def score_jobs(jobs: Sequence[Job], table: Table, batch: int, device: torch.devi
         else:
             group.append((job, image))
     if group:
-        score_group(group, table, device)
+        yield from score_group(group, table, device, asking)
+
+
+def is_full(group: Sequence[tuple[Job, Tensor]], batch: int) -> bool:
+    """Whether another picture of the same size would be too many, or too many pixels."""
+    _, height, width = group[0][1].shape
+    return len(group) == batch or (len(group) + 1) * height * width > MAX_PIXELS
 
 
 def readable(path: Path) -> Float[Tensor, "3 H W"] | str:
@@ -236,47 +224,32 @@ def readable(path: Path) -> Float[Tensor, "3 H W"] | str:
         return str(error)
 
 
-def score_group(group: Sequence[tuple[Job, Tensor]], table: Table, device: torch.device) -> None:
+def score_group(
+    group: Sequence[tuple[Job, Tensor]], table: Table, device: torch.device, asking: Asking
+) -> Generator[Event, None, None]:
     """Score pictures of one size by the rewards that each lacks."""
     rewards = {id(reward): reward for (_, _, missing), _ in group for reward in missing}
     for reward in rewards.values():
         lacking = [(job, image) for job, image in group if reward in job[2]]
         images = torch.stack([image for _, image in lacking]).to(device)
-        result = score_pictures(reward, [job[0] for job, _ in lacking], images)
-        for index, ((_, row, _), _) in enumerate(lacking):
-            details = {key: detail[index].item() for key, detail in result.details.items()}
-            scored = row | reward.said | {"value": result.values[index].item()}
-            table[row_key(scored)] = scored | ({"details": details} if details else {})
-
-
-def score_pictures(reward: FileReward, pictures: Sequence[Picture], images: Float[Tensor, "B 3 H W"]) -> ScoreResult:
-    """`checked_score`, whose fault names the picture: when a batch fails its pictures are tried one by one."""
-    request = ScoreRequest(
-        images, [picture.prompt or "" for picture in pictures], [picture.metadata for picture in pictures]
-    )
-    try:
-        return checked_score(reward.name, reward.reward, request)
-    except PluginError as error:
-        if len(pictures) == 1:
-            fault = f"{pictures[0].path}: {error.fault}"
-            raise PluginError(fault, place=error.place, remedy=error.remedy) from error
-    single = [score_pictures(reward, [picture], images[n : n + 1]) for n, picture in enumerate(pictures)]
-    names = single[0].details.keys()
-    return ScoreResult(
-        torch.cat([one.values for one in single]),
-        {key: torch.cat([one.details[key] for one in single]) for key in names},
-    )
+        outcomes = asking.outcomes(reward, [job[0] for job, _ in lacking], images)
+        for ((_, row, _), _), outcome in zip(lacking, outcomes, strict=True):
+            scored = row | reward.said | outcome
+            table[row_key(scored)] = scored
+            if "error" in outcome:
+                yield Note(outcome["error"])
 
 
 def report(path: Path, wanted: Sequence[Row], rewards: Sequence[FileReward], table: Table) -> ScoreReport:
     """The rewards over the pictures asked for, those scored earlier included."""
     rows = [[table[row_key({**row, **reward.said})] for row in wanted] for reward in rewards]
-    unreadable = dict.fromkeys(row["error"] for column in rows for row in column if "error" in row)
+    failed = {row["file"]: row["error"] for column in reversed(rows) for row in column if "error" in row}
+    failed = {row["file"]: failed[row["file"]] for row in wanted if row["file"] in failed}
     summaries = [
         summary(reward, [row["value"] for row in column if "value" in row])
         for reward, column in zip(rewards, rows, strict=True)
     ]
-    return ScoreReport(path, len(wanted), list(unreadable), summaries)
+    return ScoreReport(path, len(wanted), list(failed.values()), summaries)
 
 
 def summary(reward: FileReward, values: Sequence[float]) -> Summary:

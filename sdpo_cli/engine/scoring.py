@@ -1,4 +1,4 @@
-"""Scoring pictures with one or several weighted rewards, each held to its contract."""
+"""Scoring pictures with one or several rewards, each held to its contract."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdpo_cli.api.tensors import Reward, ScoreRequest, ScoreResult
+from sdpo_cli.api.tensors import Identified, Reward, ScoreRequest, ScoreResult
 from sdpo_cli.errors import PluginError, SdpoError
+from sdpo_cli.recipe.schema import REWARD_TIMEOUT, Normalise
 
 
 @dataclass(frozen=True)
@@ -20,69 +21,87 @@ class LoadedReward:
         version: full name and version of its record; other numbers, other text.
         weight: what its values are multiplied by in a sum of rewards.
         reward: the plug-in's object.
+        normalise: what is done to its values before they are weighed.
+        timeout: seconds it may take for one request in training and evaluation.
     """
 
     name: str
     version: str
     weight: float
     reward: Reward
+    normalise: Normalise = "raw"
+    timeout: float = REWARD_TIMEOUT
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Pictures' scores.
-
-    Attributes:
-        total: Σ weight * value over the rewards.
-        values: each reward's own values by its name, not weighted.
-        details: the rewards' further numbers by `NAME/DETAIL`.
-    """
-
-    total: Float[Tensor, " B"]
-    values: Mapping[str, Float[Tensor, " B"]]
-    details: Mapping[str, Float[Tensor, " B"]]
+def full_version(version: str, reward: Reward) -> str:
+    """The version of a reward's record, with that of what stands behind the reward, such as a server's."""
+    return f"{version} {reward.identity}" if isinstance(reward, Identified) else version
 
 
-def score_all(rewards: Sequence[LoadedReward], request: ScoreRequest) -> Scored:
-    """The weighted sum of all rewards of each picture, and what it is made of, on the pictures' device.
-
-    Raises:
-        PluginError: a reward raised or broke its contract.
-    """
-    device = request.images.device
-    total = torch.zeros(len(request.images), device=device)
-    values: dict[str, Tensor] = {}
-    details: dict[str, Tensor] = {}
-    for loaded in rewards:
-        result = checked_score(loaded.name, loaded.reward, request)
-        values[loaded.name] = result.values.to(device)
-        total = total + loaded.weight * values[loaded.name]
-        details |= {f"{loaded.name}/{key}": detail.to(device) for key, detail in result.details.items()}
-    return Scored(total, values, details)
+def columns(rewards: Sequence[LoadedReward], results: Sequence[ScoreResult]) -> dict[str, Float[Tensor, " B"]]:
+    """Each reward's own values by its name, neither weighted nor normalised, and its details by `NAME/DETAIL`."""
+    found: dict[str, Tensor] = {}
+    for loaded, result in zip(rewards, results, strict=True):
+        details = {f"{loaded.name}/{key}": detail for key, detail in result.details.items()}
+        found |= {loaded.name: result.values, **details}
+    return found
 
 
 @torch.no_grad()
 def checked_score(name: str, reward: Reward, request: ScoreRequest) -> ScoreResult:
     """The reward's answer, without gradients, if it keeps the contract: one finite float32 a picture.
 
+    Pictures that do not fit into memory together are scored in halves.
+
     Raises:
         PluginError: it does not, or the reward raised; `name` is the place. A fault it tells itself passes through.
     """
-    place = f"reward {name}"
+    try:
+        result = answer(f"reward {name}", reward, request)
+    except torch.OutOfMemoryError as error:
+        if len(request.images) < 2:
+            remedy = "free memory, or serve the reward on another machine with `sdpo serve-reward`"
+            raise PluginError("one picture does not fit into memory", place=f"reward {name}", remedy=remedy) from error
+        result = None
+    if result is None:  # outside the handler: the exception no longer holds the memory of what failed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return joined_results([checked_score(name, reward, half) for half in halves(request)])
+    check_values(f"reward {name}", "values", result.values, len(request.images))
+    for key, detail in result.details.items():
+        check_values(f"reward {name}", f"details[{key!r}]", detail, len(request.images))
+    return result
+
+
+def answer(place: str, reward: Reward, request: ScoreRequest) -> ScoreResult:
+    """What the reward says, if it is a ScoreResult. PluginError where it raised; running out of memory passes."""
     try:
         result = reward.score(request)
-    except SdpoError:
+    except (SdpoError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
-        raise PluginError(
-            f"raised {type(error).__name__}: {error}", place=place, remedy="report it to the plug-in's author"
-        ) from error
+    except (Exception, SystemExit) as error:
+        fault = f"raised {type(error).__name__}: {error}"
+        raise PluginError(fault, place=place, remedy="report it to the plug-in's author") from error
     if not isinstance(result, ScoreResult):
         raise PluginError(f"gave {type(result).__name__}", place=place, remedy="a reward must give a ScoreResult")
-    check_values(place, "values", result.values, len(request.images))
-    for key, detail in result.details.items():
-        check_values(place, f"details[{key!r}]", detail, len(request.images))
     return result
+
+
+def halves(request: ScoreRequest) -> list[ScoreRequest]:
+    """The first and the second half of the pictures."""
+    middle = len(request.images) // 2
+    return [
+        ScoreRequest(request.images[part], request.prompts[part], request.metadata[part])
+        for part in (slice(middle), slice(middle, None))
+    ]
+
+
+def joined_results(results: Sequence[ScoreResult]) -> ScoreResult:
+    """The results of neighbouring pictures as one."""
+    return ScoreResult(
+        torch.cat([result.values for result in results]),
+        {key: torch.cat([result.details[key] for result in results]) for key in results[0].details},
+    )
 
 
 def check_values(place: str, what: str, values: object, count: int) -> None:
@@ -101,3 +120,30 @@ def check_values(place: str, what: str, values: object, count: int) -> None:
             place=place,
             remedy="a reward must give finite numbers",
         )
+
+
+def standardised(values: Float[Tensor, "R B S"], prompts: Sequence[str]) -> Float[Tensor, "R B S"]:
+    """(value - mean) / (std + 1e-6) over all pictures of the same prompt; NaN marks a step without a picture.
+
+    Args:
+        values: one reward's values; R rollouts of B prompts.
+        prompts: the B prompts; equal texts are one prompt.
+    """
+    exact, result = values.double().cpu(), torch.empty(values.shape, dtype=torch.float64)
+    for prompt in dict.fromkeys(prompts):
+        rows = [number for number, other in enumerate(prompts) if other == prompt]
+        group = exact[:, rows]
+        known = group[~group.isnan()]
+        result[:, rows] = (group - known.mean()) / (known.std(correction=0) + 1e-6)
+    return result.float().to(values.device)
+
+
+def weighted_sum(
+    rewards: Sequence[LoadedReward], values: Mapping[str, Float[Tensor, "R B S"]], prompts: Sequence[str]
+) -> Float[Tensor, "R B S"]:
+    """Σ weight * value, each reward's values normalised as it says."""
+    total = torch.zeros_like(values[rewards[0].name])
+    for loaded in rewards:
+        own = values[loaded.name]
+        total = total + loaded.weight * (own if loaded.normalise == "raw" else standardised(own, prompts))
+    return total

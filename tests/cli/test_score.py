@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from sdpo_cli.api.tensors import ScoreResult
+from sdpo_cli.engine.events import Note
+from sdpo_cli.engine.file_rewards import GIVE_UP, FileReward
 from sdpo_cli.engine.images import write_png
 from sdpo_cli.engine.pictures import find_pictures, with_prompts
-from sdpo_cli.engine.scores import FileReward, score_files
-from sdpo_cli.errors import ArtifactError, PluginError
+from sdpo_cli.engine.scores import score_files
+from sdpo_cli.errors import ArtifactError
 from sdpo_cli.main import main
 
 
@@ -122,9 +124,9 @@ def test_versions_of_a_reward_are_never_mixed(folder, capsys):
 def test_unreadable_pictures_become_failed_rows_and_the_others_are_scored(folder, capsys):
     Path("pics/b.png").write_bytes(b"")
     code, out, err = run(capsys, "pics", "--reward", "colorfulness", "--json")
-    assert code == 4
+    assert code == 3
     assert err.splitlines()[-1] == (
-        "error: 1 of 3 pictures cannot be read, the first: pics/b.png: is empty; remove or replace the file"
+        "error: 1 of 3 pictures could not be scored, the first: pics/b.png: is empty; remove or replace the file"
     )
     assert json.loads(out)["summaries"][0]["count"] == 2
     assert [row.get("error") for row in rows()] == [None, "pics/b.png: is empty; remove or replace the file", None]
@@ -163,9 +165,9 @@ def test_a_picture_too_large_to_open_is_one_of_the_unreadable(folder, capsys):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     Path("pics/b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     code, _, err = run(capsys, "pics", "--reward", "colorfulness")
-    assert code == 4
+    assert code == 3
     assert err.splitlines()[-1] == (
-        "error: 1 of 3 pictures cannot be read, the first: "
+        "error: 1 of 3 pictures could not be scored, the first: "
         "pics/b.png: has above 64 million pixels; remove or replace the file"
     )
     assert [row["file"] for row in rows() if "value" in row] == ["a.png", "deep/c.png"]
@@ -286,14 +288,37 @@ def is_blue(images):
     return bool((images.mean(dim=(2, 3))[:, 2] == 1).any())
 
 
-def test_a_failing_reward_names_the_picture_and_keeps_what_was_scored(folder):
-    with pytest.raises(PluginError) as caught:
-        scored(folder, is_blue, batch=1)
-    assert str(caught.value) == (
-        f"reward brightness: {folder}/b.png: values are not finite: nan for picture 0, 1 of 1 in all; "
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_picture_that_a_reward_fails_on_gets_a_failed_row_and_the_others_go_on(folder, batch):
+    events = scored(folder, is_blue, batch=batch)
+    fault = (
+        f"{folder}/b.png: reward brightness: values are not finite: nan for picture 0, 1 of 1 in all; "
         "a reward must give finite numbers"
     )
-    assert [row["file"] for row in rows()] == ["a.png"]
+    assert [(row["file"], row.get("error")) for row in rows()] == [
+        ("a.png", None),
+        ("b.png", fault),
+        ("deep/c.png", None),
+    ]
+    assert Note(fault) in events
+    scored(folder, never)
+    assert sorted((row["file"], "value" in row) for row in rows()) == [
+        ("a.png", True),
+        ("b.png", True),
+        ("deep/c.png", True),
+    ]
+
+
+def test_a_reward_that_fails_on_every_picture_is_not_asked_for_ever(folder):
+    asked = []
+    for number in range(20):
+        write_png(folder / f"many/{number:02}.png", flat("blue"), {})
+    scored(folder / "many", lambda images: asked.append(len(images)) or True, batch=16)
+    found = [row["error"].split(": ", 1)[1] for row in rows("pics/many/scores.jsonl")]
+    assert asked == [16, *[1] * GIVE_UP]
+    assert all(error.startswith("reward brightness: values are not finite") for error in found[:GIVE_UP])
+    assert set(found[GIVE_UP:]) == {"not scored: reward brightness failed on 8 pictures in a row"}
+    assert len(found) == 20
 
 
 def test_a_batch_that_fails_is_tried_picture_by_picture(folder):
@@ -316,16 +341,17 @@ def interrupt(images):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("refuses", "fault"), [(is_blue, PluginError), (interrupt, KeyboardInterrupt)])
-def test_scoring_anew_loses_no_row_that_it_cannot_replace(folder, refuses, fault):
+def test_scoring_anew_loses_no_row_when_it_is_stopped(folder):
     scored(folder, never)
     marked = [row | {"value": 7.0, "version": "0"} for row in rows()]
     Path("pics/scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in marked))
-    with pytest.raises(fault):
-        scored(folder, refuses, batch=1, overwrite=True)
-    replaced = [row["value"] != 7.0 for row in rows()]
-    assert [row["file"] for row in rows()] == ["a.png", "b.png", "deep/c.png"]
-    assert replaced == [refuses is is_blue, False, False]
+    with pytest.raises(KeyboardInterrupt):
+        scored(folder, lambda images: is_blue(images) and interrupt(images), batch=1, overwrite=True)
+    assert [(row["file"], row["value"] != 7.0) for row in rows()] == [
+        ("a.png", True),
+        ("b.png", False),
+        ("deep/c.png", False),
+    ]
 
 
 def test_scoring_anew_leaves_no_row_of_pictures_that_are_gone(folder):

@@ -5,8 +5,16 @@ import tiny
 import torch
 
 from sdpo_cli.api.tensors import LearningPlan, ScoreRequest, ScoreResult
-from sdpo_cli.engine.credit import action_steps, assign_credit, dense_rewards, distinct_queries, score_rollouts
+from sdpo_cli.engine.credit import (
+    action_steps,
+    ask_rewards,
+    assign_credit,
+    dense_rewards,
+    distinct_queries,
+    key_rewards,
+)
 from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.errors import PluginError
 from sdpo_cli.maths import StepStatistics, kernel_for, with_floor
@@ -19,6 +27,11 @@ def rolled(checkpoint, plan: LearningPlan, steps: int = 4, *, floor: bool = True
     schedule = model.schedule(steps)
     kernel = kernel_for(with_floor(schedule) if floor else schedule, "ddim", 1.0)
     return model, roll_out(model, kernel, tiny.draw(model), plan, 0, 5)
+
+
+def score_rollouts(model, rewards, rollouts, plan, batch):
+    with Scorer(rewards) as scorer:
+        return key_rewards(scorer, [ask_rewards(model, scorer, rollouts, plan, batch)], plan)
 
 
 @pytest.mark.parametrize(
@@ -119,5 +132,6 @@ def test_a_reward_that_is_not_finite_stops_with_its_name(checkpoint):
     with pytest.raises(PluginError) as fault:
         score_rollouts(model, (LoadedReward("broken", "1", 1.0, Broken()),), rollouts, plan, 4)
     assert str(fault.value) == (
-        "reward broken: values are not finite: nan for picture 0, 4 of 4 in all; a reward must give finite numbers"
+        "reward broken: values are not finite: nan for picture 0, 4 of 4 in all "
+        "(4 pictures, the first of 'cat'); a reward must give finite numbers"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
-from sdpo_cli.engine.scoring import LoadedReward, checked_score, score_all
+from sdpo_cli.engine.scoring import LoadedReward, checked_score, columns, standardised, weighted_sum
 from sdpo_cli.errors import ArtifactError, PluginError
 
 REQUEST = ScoreRequest(torch.tensor([0.2, 0.6])[:, None, None, None].expand(2, 3, 4, 4), ["a dog", "a cat"])
@@ -26,13 +26,80 @@ def ones(request):
     return ScoreResult(torch.ones(len(request.images)))
 
 
-def test_rewards_are_weighed_and_summed():
+def test_columns_are_each_rewards_own_values_and_details():
     rewards = [LoadedReward("light", "1", 2.0, Answers(brightness)), LoadedReward("one", "1", -0.5, Answers(ones))]
-    scored = score_all(rewards, REQUEST)
-    torch.testing.assert_close(scored.total, torch.tensor([-0.1, 0.7]))
-    torch.testing.assert_close(scored.values["light"], torch.tensor([0.2, 0.6]))
-    assert scored.values["one"].tolist() == [1, 1]
-    torch.testing.assert_close(dict(scored.details), {"light/squared": torch.tensor([0.04, 0.36])})
+    found = columns(rewards, [checked_score(reward.name, reward.reward, REQUEST) for reward in rewards])
+    expected = {
+        "light": torch.tensor([0.2, 0.6]),
+        "light/squared": torch.tensor([0.04, 0.36]),
+        "one": torch.tensor([1.0, 1.0]),
+    }
+    torch.testing.assert_close(found, expected)
+
+
+NAN = float("nan")
+TABLE = torch.tensor([[[1.0, 3.0], [10.0, NAN], [7.0, 7.0]], [[5.0, NAN], [10.0, 40.0], [7.0, 7.0]]])
+"""Two rollouts of three prompts, two steps."""
+
+
+def test_values_are_standardised_over_all_pictures_of_a_prompt():
+    found = standardised(TABLE, ["a", "b", "c"])
+    # a: 1 3 5, mean 3, std sqrt(8/3); b: 10 10 40, mean 20, std sqrt(200); c: all equal
+    a, b = 2 / (8 / 3) ** 0.5, 10 / 200**0.5
+    expected = torch.tensor(
+        [
+            [
+                [
+                    -a,
+                    0,
+                ],
+                [-b, NAN],
+                [0, 0],
+            ],
+            [[a, NAN], [-b, 2 * b], [0, 0]],
+        ]
+    )
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_of_the_same_prompt_are_one_group():
+    found = standardised(TABLE[:, :2], ["a", "a"])
+    known = torch.tensor([1.0, 3, 10, 5, 10, 40])
+    expected = (TABLE[:, :2] - known.mean()) / known.std(correction=0)
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_each_reward_is_normalised_as_it_says_and_weighed():
+    rewards = [
+        LoadedReward("light", "1", 2.0, Answers(ones)),
+        LoadedReward("size", "1", -0.5, Answers(ones), normalise="prompt"),
+    ]
+    values = {"light": torch.tensor([[[0.25]], [[0.75]]]), "size": torch.tensor([[[1000.0]], [[3000.0]]])}
+    # size becomes -1 and +1
+    torch.testing.assert_close(weighted_sum(rewards, values, ["a"]), torch.tensor([[[1.0]], [[1.0]]]))
+
+
+def test_pictures_that_do_not_fit_together_are_scored_in_halves():
+    sizes = []
+
+    def hungry(request):
+        sizes.append(len(request.images))
+        if len(request.images) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return brightness(request)
+
+    result = checked_score("hungry", Answers(hungry), REQUEST)
+    assert sizes == [2, 1, 1]
+    torch.testing.assert_close(result.values, torch.tensor([0.2, 0.6]))
+    torch.testing.assert_close(result.details["squared"], torch.tensor([0.04, 0.36]))
+
+
+def test_one_picture_that_does_not_fit_is_told():
+    def starved(request):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(PluginError, match=r"^reward hungry: one picture does not fit into memory; free memory, or "):
+        checked_score("hungry", Answers(starved), REQUEST)
 
 
 def test_a_reward_is_asked_without_gradients():
@@ -44,10 +111,15 @@ def raises(request):
     raise ValueError("two\nlines")
 
 
+def leaves(request):
+    raise SystemExit(7)
+
+
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
         (raises, "raised ValueError: two lines; report it to the plug-in's author"),
+        (leaves, "raised SystemExit: 7; report it to the plug-in's author"),
         (lambda request: torch.ones(2), "gave Tensor; a reward must give a ScoreResult"),
         (lambda request: ScoreResult([1.0, 2.0]), "values are list; a reward must give float32 tensors"),
         (lambda request: ScoreResult(torch.ones(2).double()),
@@ -71,9 +143,7 @@ def raises(request):
 )  # fmt: skip
 def test_a_broken_reward_is_named_in_one_line(answer, line):
     with pytest.raises(PluginError) as caught:
-        score_all(
-            [LoadedReward("fine", "1", 1.0, Answers(ones)), LoadedReward("odd", "1", 1.0, Answers(answer))], REQUEST
-        )
+        checked_score("odd", Answers(answer), REQUEST)
     assert str(caught.value) == f"reward odd: {line}"
 
 
