@@ -70,3 +70,9 @@ def one_line(fault: str, place: str = "", remedy: str = "") -> str:
     text = f"{place}: {fault}" if place else fault
     text = f"{text}; {remedy}" if remedy else text
     return " ".join(text.split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class where there is none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

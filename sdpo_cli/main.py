@@ -11,8 +11,10 @@ import typer
 from sdpo_cli import __version__
 from sdpo_cli.commands import plugins
 from sdpo_cli.commands.eval import evaluate
+from sdpo_cli.commands.export import export
 from sdpo_cli.commands.sample import sample
 from sdpo_cli.commands.score import score
+from sdpo_cli.commands.serve_reward import serve_reward
 from sdpo_cli.commands.train import train
 from sdpo_cli.errors import SdpoError, one_line
 
@@ -29,6 +31,8 @@ app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
 app.command("score")(score)
+app.command("export")(export)
+app.command("serve-reward")(serve_reward)
 app.add_typer(plugins.app, name="plugins")
 
 

@@ -67,6 +67,11 @@ def is_run(path: Path) -> bool:
     return RunFolder(path).recipe.is_file()
 
 
+def adapter_place(path: Path) -> Path:
+    """Where the adapter at `path` is: a run's own, else what stands there."""
+    return RunFolder(path).adapter if is_run(path) else path
+
+
 def check_out(out: Path | None, name: str) -> None:
     """UsageError unless a run may be started in `out`, new or empty, or, where it is None, under the name `name`."""
     if (out or RUNS / name) == RUNS / LATEST:

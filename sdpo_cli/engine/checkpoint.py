@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdpo_cli.api.tensors import BaseModel
@@ -83,10 +83,17 @@ def restore_snapshot(snapshot: Snapshot, model: BaseModel, optimizer: torch.opti
             for key, value in snapshot.optimizer.items()
             if key.startswith(f"{name}/")
         }
-        # AdamW keeps its step count on the CPU, the moments beside the weights
-        optimizer.state[parameter] = {
-            key: value if value.ndim == 0 else value.to(parameter.device) for key, value in state.items()
-        }
+        optimizer.state[parameter] = {key: state_value(value, parameter.device) for key, value in state.items()}
+
+
+def state_value(value: Tensor, device: torch.device) -> Tensor | int:
+    """A part of an optimiser's state as it was before it was copied.
+
+    Moments are beside the weights; AdamW's count of steps is a tensor on the CPU, that of bitsandbytes a plain number.
+    """
+    if value.ndim:
+        return value.to(device)
+    return value if value.is_floating_point() else int(value)
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -117,7 +124,7 @@ def _write_parts(folder: Path, snapshot: Snapshot) -> None:
     prompts = list(snapshot.statistics.returns)
     returns = {f"{place:06d}": snapshot.statistics.returns[prompt] for place, prompt in enumerate(prompts)}
     for name, tensors in zip(TENSORS, (snapshot.weights, snapshot.optimizer, returns), strict=True):
-        (folder / f"{name}.safetensors").write_bytes(save({key: one.contiguous() for key, one in tensors.items()}))
+        save_file({key: one.contiguous() for key, one in tensors.items()}, folder / f"{name}.safetensors")
     state = {
         "format": FORMAT,
         "about": dict(snapshot.about),
@@ -141,7 +148,13 @@ def _flush(path: Path) -> str:
         os.fsync(handle)
     finally:
         os.close(handle)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return digest(path) if path.is_file() else ""
+
+
+def digest(path: Path) -> str:
+    """A file's SHA-256, read piece by piece: a checkpoint of a fully trained denoiser may be larger than the memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -207,7 +220,7 @@ def verify(path: Path) -> None:
         raise DamagedCheckpointError("manifest.json is damaged", place=str(path))
     for name, expected in sums.items():
         file = path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        if not file.is_file() or digest(file) != expected:
             raise DamagedCheckpointError(f"{name} is damaged or missing", place=str(path))
 
 

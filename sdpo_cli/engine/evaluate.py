@@ -23,7 +23,8 @@ from sdpo_cli.engine.records import (
 )
 from sdpo_cli.engine.rollout import encode_distinct
 from sdpo_cli.engine.sampling import sample_pictures
-from sdpo_cli.engine.scoring import LoadedReward, score_all
+from sdpo_cli.engine.scorer import Scorer
+from sdpo_cli.engine.scoring import LoadedReward
 
 THUMBNAIL = 16
 
@@ -125,13 +126,14 @@ def draw_and_score(
     draw = partial(sample_pictures, model, conditioning, seeds, steps, plan.sampler)
     pictures, batch = fitting(draw, plan.batch, "picture")
     values: dict[str, list[float]] = {reward.name: [] for reward in rewards}
-    for rows in torch.arange(len(pictures)).split(batch):
-        some = [prompts[row] for row in rows.tolist()]
-        request = ScoreRequest(
-            pictures[rows].to(model.device), [prompt.text for prompt in some], [prompt.metadata for prompt in some]
-        )
-        for name, value in score_all(rewards, request).values.items():
-            values[name] += value.tolist()
+    with Scorer(rewards) as scorer:
+        for rows in torch.arange(len(pictures)).split(batch):
+            some = [prompts[row] for row in rows.tolist()]
+            request = ScoreRequest(
+                pictures[rows].to(model.device), [prompt.text for prompt in some], [prompt.metadata for prompt in some]
+            )
+            for reward, result in zip(rewards, scorer.result(scorer.submit(request)), strict=True):
+                values[reward.name] += result.values.tolist()
     firsts = pictures[:: plan.images_per_prompt][:shown].clone()
     diversity = within_prompt_diversity(pictures, plan.images_per_prompt, embedder(rewards), model.device)
     return Drawn(values, diversity, firsts)

@@ -17,6 +17,7 @@ from sdpo_cli.engine.setup import distinct_rewards, load_prompts, load_rewards, 
 from sdpo_cli.engine.sources import Source, load_model
 from sdpo_cli.errors import UsageError
 from sdpo_cli.recipe import EvalSection, dump_recipe
+from sdpo_cli.recipe.schema import REWARD_TIMEOUT
 from sdpo_cli.registry import Chosen, ResolvedRecipe, chosen_rewards, load_recipe, load_registry
 
 
@@ -38,7 +39,8 @@ def evaluate_source(source: Source, request: Request, folder: Path) -> Generator
     """Evaluate and write report.json, values.jsonl, report.html and grid.png."""
     context = LoadContext(device=str(pick_device(request.device)))
     resolved = load_recipe(source.recipe) if source.recipe else None
-    rewards = load_rewards(distinct_rewards(rewards_of(source, resolved, request)), {}, context)
+    timeout = resolved.recipe.train.reward_timeout if resolved else REWARD_TIMEOUT
+    rewards = load_rewards(distinct_rewards(rewards_of(source, resolved, request)), {}, context, timeout)
     prompts = load_prompts(prompts_of(resolved, request), context)
     yield StageStarted("load", 0, 0)
     model = load_model(source, request.device)

@@ -3,25 +3,35 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdpo_cli.errors import ArtifactError
+from safetensors import SafetensorError
+
+from sdpo_cli.errors import ArtifactError, first_line
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError inside into one ArtifactError about `path`."""
+    """Turns an OSError inside, or safetensors' own, into one ArtifactError about `path`."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        remedy = (
-            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and its permissions"
-        )
+    except (OSError, SafetensorError) as error:
+        number = error_number(error)
+        reason = os.strerror(number) if number else first_line(error)
+        remedy = "free some space" if number in (errno.ENOSPC, errno.EDQUOT) else "check the folder and its permissions"
         raise ArtifactError(f"cannot be written ({reason})", place=str(path), remedy=remedy) from error
+
+
+def error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's number of an error; safetensors says it in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+
+from sdpo_cli.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ class EvaluationReport:
 def to_json(report: EvaluationReport) -> str:
     """The report as indented JSON."""
     return TypeAdapter(EvaluationReport).dump_json(report, indent=2).decode() + "\n"
+
+
+def from_json(text: str, place: str) -> EvaluationReport:
+    """The report that `to_json` wrote. ArtifactError, naming `place`, where it is none."""
+    try:
+        return TypeAdapter(EvaluationReport).validate_json(text)
+    except ValidationError as error:
+        raise ArtifactError("not a report as sdpo writes it", place=place, remedy="remove it") from error
 
 
 def per_prompt_means(values: Sequence[float], prompts: Sequence[str]) -> list[float]:

@@ -12,7 +12,7 @@ from functools import cache
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sdpo_cli.engine.records import EvaluationReport, Interval, StepResult
 
@@ -66,7 +66,7 @@ class ReportPage:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the README beside an adapter says.
+    """What the README beside an adapter, or beside what it was exported to, says.
 
     Attributes:
         title: usually the run's name.
@@ -77,6 +77,11 @@ class ModelCard:
         recipe: the resolved recipe, YAML.
         versions: `name version` of the libraries that decide the numbers.
         report: the numbers before and after, where they were measured.
+        form: what lies beside the card: a LoRA as diffusers or as kohya writes it, a whole pipeline, or a denoiser.
+        component: what the denoiser is called in the pipeline: `unet` or `transformer`.
+        file: name of the file, where the loader needs it.
+        licence: the base model's, where it is known.
+        base_changes: what the recipe changed in the base model before training.
     """
 
     title: str
@@ -87,6 +92,11 @@ class ModelCard:
     recipe: str
     versions: Sequence[str]
     report: EvaluationReport | None = None
+    form: Literal["lora", "kohya", "pipeline", "denoiser"] = "lora"
+    component: str = "unet"
+    file: str = ""
+    licence: str = ""
+    base_changes: Sequence[str] = ()
 
 
 def draw_curves(metrics: Sequence[Mapping[str, int | float]], theme: Theme = LIGHT) -> bytes:

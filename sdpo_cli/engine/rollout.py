@@ -108,13 +108,11 @@ def denoise_rollouts(
     return estimate[torch.where(own, place, place[:1].expand_as(place))]
 
 
-@torch.no_grad()
 def roll_out(model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int) -> Rollouts:
     """Sample all prompts of `draw`, `batch` prompts at a time; the numbers do not depend on `batch`."""
     return joined_rollouts(draw, list(roll_out_parts(model, kernel, draw, plan, seed, batch)))
 
 
-@torch.no_grad()
 def roll_out_parts(
     model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int
 ) -> Iterator[Rollouts]:
@@ -135,6 +133,7 @@ def joined_rollouts(draw: Draw, parts: Sequence[Rollouts]) -> Rollouts:
     return Rollouts(draw, parts[0].kernel, x_t, x0, log_prob, parts[0].shared_noise)
 
 
+@torch.no_grad()
 def sample_trajectories(
     model: BaseModel, kernel: Kernel, conditioning: Conditioning, plan: LearningPlan, numbers: Sequence[int], seed: int
 ) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sdpo_cli.api.lora_file import read_lora
+from sdpo_cli.engine.adapter_files import adapter_files, base_changes
 from sdpo_cli.engine.artifacts import RunFolder, check_out, claim_run_folder, library_versions, write_recipe
 from sdpo_cli.engine.board import Board
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
@@ -20,7 +22,7 @@ from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import ModelCard, Picture, ReportPage, draw_curves, render_model_card, render_report
 from sdpo_cli.engine.rollout import encode_distinct
 from sdpo_cli.engine.sampling import sample_pictures
-from sdpo_cli.engine.setup import Setup, evaluation_plan, load_setup
+from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_setup
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import RecipeError, StoppedError, UsageError, one_line
@@ -28,7 +30,7 @@ from sdpo_cli.recipe import Recipe, dump_recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 MAY_CHANGE = {
-    "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "samples_every"},
+    "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every"},
     "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
 }
 """Fields that a resumed run may set anew: they change no step already taken."""
@@ -47,6 +49,9 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
     """A new run. Nothing is written before everything is loaded."""
     name = resolved.recipe.name or "run"
     check_out(out, name)
+    begun = adapter_options(resolved.recipe.model, resolved.recipe.seed).start
+    if begun:
+        read_lora(begun)
     yield StageStarted("load", 0, 0)
     setup = load_setup(resolved)
     folder = claim_run_folder(out, name)
@@ -180,6 +185,7 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         versions=library_versions(),
     )
     write_text(folder.path / "report.html", render_report(page))
+    adapter = adapter_files(folder.adapter)
     card = ModelCard(
         title=name,
         model=setup.recipe.model.name,
@@ -189,11 +195,14 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         recipe=recipe,
         versions=library_versions(),
         report=evaluation.report,
+        form="lora" if adapter.kind == "lora" else "denoiser",
+        component=adapter.component,
+        base_changes=base_changes(setup.recipe.model.options),
     )
     write_text(folder.adapter / "README.md", render_model_card(card))
     yield FileWritten(grid, "the same prompts and seeds before and after")
     yield FileWritten(folder.path / "report.html", "the report, for a browser")
-    yield FileWritten(folder.adapter, "the LoRA, for diffusers' load_lora_weights")
+    yield FileWritten(folder.adapter, adapter.what)
     return Trained(folder, evaluation, grid)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ import torch
 from sdpo_cli.api import LoadContext, Prompt
 from sdpo_cli.api.hub import check_downloads
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
+from sdpo_cli.engine.artifacts import adapter_place
 from sdpo_cli.engine.credit import first_rewarded_step
 from sdpo_cli.engine.evaluate import Plan
-from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.optimizer import check_optimizer
+from sdpo_cli.engine.scoring import LoadedReward, full_version
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
 from sdpo_cli.maths import Kernel, kernel_for, with_floor
-from sdpo_cli.recipe import LoraSection, Recipe, RewardChoice
-from sdpo_cli.recipe.schema import REWARD_TIMEOUT
+from sdpo_cli.recipe import ModelSection, Recipe, RewardChoice
 from sdpo_cli.registry import Chosen, ResolvedRecipe
 
 CPU_MICRO_BATCH = 16
@@ -64,6 +66,7 @@ class Setup:
 def load_setup(resolved: ResolvedRecipe) -> Setup:
     """Load what the recipe names. SdpoError, with the recipe's place, at the first that fails."""
     recipe = resolved.recipe
+    check_optimizer(recipe.train)
     device = pick_device(recipe.train.device)
     context = LoadContext(device=str(device), dtype=recipe.model.dtype)
     check_downloads([files for chosen in resolved.all_chosen for files in chosen.needs()])
@@ -79,6 +82,7 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     model = resolved.model.load(context)
     schedule = with_floor(model.schedule(recipe.rollout.steps))
     kernel = kernel_for(schedule, recipe.rollout.transition, recipe.rollout.eta).to(model.device)
+    check_noise(kernel, objective, resolved.place)
     for steps in recipe.eval.steps:
         model.schedule(steps)
     batch = recipe.rollout.pairs if recipe.train.batch == "all" else recipe.train.batch
@@ -95,6 +99,16 @@ def check_steps(objective: Objective, steps: int, place: str) -> None:
     if steps == 1 and (first_rewarded_step(objective.plan) > 0 or objective.plan.shared_noise):
         fault = "no action of a 1-step rollout earns a reward of its own"
         raise RecipeError([one_line(fault, f"{place}: rollout.steps", "use 2 or more steps")])
+
+
+def check_noise(kernel: Kernel, objective: Objective, place: str) -> None:
+    """RecipeError where no action that earns a reward draws noise: there is no density to learn by."""
+    actions = len(kernel) - first_rewarded_step(objective.plan)
+    if not bool((kernel.std[:actions] > 0).any()):
+        fault = f"none of the {len(kernel)} steps draws noise that earns a reward, so there is nothing to learn from"
+        raise RecipeError(
+            [one_line(fault, f"{place}: rollout", "use more steps, another transition or an eta above 0")]
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -148,7 +162,7 @@ def load_rewards(
     named: Mapping[str, Chosen[Any]],
     choices: Mapping[str, RewardChoice],
     context: LoadContext,
-    timeout: float = REWARD_TIMEOUT,
+    timeout: float,
 ) -> tuple[LoadedReward, ...]:
     """The rewards with their part in the sum, weight 1 and raw where `choices` has none of that name.
 
@@ -158,15 +172,25 @@ def load_rewards(
 
     def loaded(name: str, one: Chosen[Any]) -> LoadedReward:
         said = choices.get(name) or RewardChoice(name=name)
-        version = f"{one.plugin.full_name} {one.spec.version}"
-        return LoadedReward(name, version, said.weight, one.load(exact), said.normalise, timeout)
+        reward = one.load(exact)
+        version = f"{one.plugin.full_name} {full_version(one.spec.version, reward)}"
+        return LoadedReward(name, version, said.weight, reward, said.normalise, timeout)
 
     return tuple(loaded(name, one) for name, one in named.items())
 
 
-def adapter_options(lora: LoraSection, seed: int) -> AdapterOptions:
-    """The recipe's LoRA for the base model."""
-    return AdapterOptions(rank=lora.rank, alpha=float(lora.alpha or lora.rank), targets=lora.targets, seed=seed)
+def adapter_options(section: ModelSection, seed: int) -> AdapterOptions:
+    """What the recipe trains on the base model."""
+    lora, usual = section.lora, AdapterOptions()
+    rank = lora.rank or usual.rank
+    return AdapterOptions(
+        rank=rank,
+        alpha=float(lora.alpha or rank),
+        targets=lora.targets or usual.targets,
+        seed=seed,
+        kind=section.train,
+        start=adapter_place(Path(lora.start)) if lora.start else None,
+    )
 
 
 def evaluation_plan(setup: Setup) -> Plan:

@@ -6,7 +6,7 @@ draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
@@ -24,17 +24,21 @@ from sdpo_cli.engine.checkpoint import (
     write_checkpoint,
 )
 from sdpo_cli.engine.credit import (
+    Asked,
     Credited,
     KeyRewards,
     action_steps,
+    ask_rewards,
     assign_credit,
     first_rewarded_step,
-    score_rollouts,
+    key_rewards,
 )
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.memory import fitting
-from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, roll_out
+from sdpo_cli.engine.optimizer import make_optimizer
+from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, joined_rollouts, roll_out_parts
+from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
 from sdpo_cli.engine.signals import held
 from sdpo_cli.engine.update import Update, check_ratio_is_one, plan_updates, update_policy
@@ -91,7 +95,10 @@ def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, 
         PluginError: a reward failed.
         ArtifactError: nothing can be resumed, or a file cannot be written; the last checkpoint is intact.
     """
-    run = start_run(setup, folder)
+    run = start_run(setup, folder, resume=resume)
+    quiet, steps = int((setup.kernel.std == 0).sum()), len(setup.kernel)
+    if quiet:
+        yield Note(f"steps of a rollout that draw no noise, and so carry no gradient: {quiet} of {steps}")
     snapshot = take_snapshot(setup.model, run.optimizer, fresh_statistics(setup), Progress(), setup.about)
     if resume:
         found, notes = newest_snapshot(folder.checkpoints)
@@ -112,18 +119,14 @@ def go_back(run: Run, snapshot: Snapshot) -> None:
         save_adapter(run)
 
 
-def start_run(setup: Setup, folder: RunFolder) -> Run:
-    """A fresh adapter and its optimiser."""
+def start_run(setup: Setup, folder: RunFolder, *, resume: bool) -> Run:
+    """The adapter to be trained and its optimiser."""
     recipe = setup.recipe
-    setup.model.add_adapter(adapter_options(recipe.model.lora, recipe.seed))
-    optimizer = torch.optim.AdamW(
-        list(setup.model.trainable().values()),
-        lr=recipe.train.learning_rate,
-        betas=(recipe.train.beta1, recipe.train.beta2),
-        eps=recipe.train.epsilon,
-        weight_decay=recipe.train.weight_decay,
-    )
-    return Run(setup, folder, optimizer)
+    options = adapter_options(recipe.model, recipe.seed)
+    if resume and options.start and folder.adapter.is_dir():
+        options = replace(options, start=folder.adapter)  # of the same shape, and not gone like the other may be
+    setup.model.add_adapter(options)
+    return Run(setup, folder, make_optimizer(recipe.train, setup.model.trainable().values()))
 
 
 def fresh_statistics(setup: Setup) -> StepStatistics:
@@ -186,18 +189,18 @@ def run_epoch(
     setup, recipe, plan, clock = run.setup, run.setup.recipe, run.setup.objective.plan, Clock()
 
     yield StageStarted("rollout", epoch, recipe.train.epochs)
-    with clock.stage("rollout"):
-        roll = partial(roll_out, setup.model, setup.kernel, draw_epoch(run, epoch), plan, recipe.seed)
-        rollouts, micro_batch = fitting(roll, micro_batch, "pair")
-        actions = action_steps(rollouts, plan)
-        if check_ratio:
-            tolerance = RATIO_TOLERANCE[recipe.model.dtype]
-            check_ratio_is_one(setup.model, rollouts, actions, pairs=micro_batch, tolerance=tolerance)
+    with Scorer(setup.rewards) as scorer:
+        with clock.stage("rollout"):
+            roll = partial(roll_out_and_ask, setup, scorer, draw_epoch(run, epoch))
+            (rollouts, asked), micro_batch = fitting(roll, micro_batch, "pair")
+            actions = action_steps(rollouts, plan)
+            if check_ratio:
+                tolerance = RATIO_TOLERANCE[recipe.model.dtype]
+                check_ratio_is_one(setup.model, rollouts, actions, pairs=micro_batch, tolerance=tolerance)
 
-    yield StageStarted("score", epoch, recipe.train.epochs)
-    with clock.stage("score"):
-        score = partial(score_rollouts, setup.model, setup.rewards, rollouts, plan)
-        scored, _ = fitting(score, plan.rollouts * micro_batch, "picture")
+        yield StageStarted("score", epoch, recipe.train.epochs)
+        with clock.stage("score"):
+            scored = key_rewards(scorer, asked, plan)
 
     yield StageStarted("credit", epoch, recipe.train.epochs)
     with clock.stage("credit"):
@@ -212,6 +215,17 @@ def run_epoch(
     metrics = epoch_metrics(progress, scored, credited, plan, actions, learnt)
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
+
+
+def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:
+    """Sample the epoch, `batch` pairs at a time; the finished ones are scored while the next are sampled."""
+    scorer.forget()  # what an attempt that ran out of memory has asked
+    plan, parts, asked = setup.objective.plan, [], []
+    for part in roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, batch):
+        parts.append(part)
+        pictures = asked[-1].batch if asked else plan.rollouts * batch
+        asked.append(ask_rewards(setup.model, scorer, part, plan, pictures))
+    return joined_rollouts(draw, parts), asked
 
 
 def advanced(progress: Progress, rollouts: Rollouts, scored: KeyRewards, updates: Sequence[Update]) -> Progress:

@@ -190,6 +190,17 @@ def _noise_rule(recipe: Recipe) -> Iterable[Fault]:
         yield "rollout.eta", fault, "use an eta above 0, or rollout.transition renoise"
 
 
+def _adapter_rule(recipe: Recipe) -> Iterable[Fault]:
+    model, lora = recipe.model, recipe.model.lora
+    named = [name for name, value in lora if value is not None]
+    if model.train == "full" and named:
+        yield f"model.lora.{named[0]}", "model.train full trains no LoRA", "leave model.lora out"
+    elif lora.start and named != ["start"]:
+        yield f"model.lora.{named[0]}", "comes from model.lora.start", "leave one of the two out"
+    if model.train == "full" and model.dtype == "float16":
+        yield "model.dtype", "float16 is too coarse for the gradients of model.train full", "use bfloat16 or float32"
+
+
 def _weight_rule(recipe: Recipe) -> Iterable[Fault]:
     if all(reward.weight == 0 for reward in recipe.reward):
         yield "reward", "every weight is 0", "give at least one reward another weight"
@@ -204,6 +215,7 @@ def _steps_rule(recipe: Recipe) -> Iterable[Fault]:
 _RULES: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"rollout", "train"}, _batch_rule),
     ({"rollout"}, _noise_rule),
+    ({"model"}, _adapter_rule),
     ({"reward"}, _weight_rule),
     ({"eval"}, _steps_rule),
 )

@@ -5,12 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from sdpo_cli.api import Options
+from sdpo_cli.api import Options, UserPath
 from sdpo_cli.recipe.shorthand import choice_fields, reward_fields
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Transition = Literal["ddim", "renoise", "cps"]
+Transition = Literal["ddim", "renoise", "cps", "sde"]
+Normalise = Literal["raw", "prompt"]
 Count = Annotated[int, Field(ge=1)]
+
+REWARD_TIMEOUT = 600.0
+"""Seconds that a reward may take for one batch of pictures, unless a recipe says otherwise."""
 
 
 def matching(pattern: str, wanted: str) -> AfterValidator:
@@ -48,9 +52,13 @@ class Choice(Section):
 
 
 class RewardChoice(Choice):
-    """A reward, its options and its weight; in YAML `NAME` or `{NAME: {option: value, weight: 1.0}}`."""
+    """A reward, its options and its part in a sum; in YAML `NAME` or `{NAME: {option: value, weight: 1.0}}`."""
 
     weight: float = Field(default=1.0, description="Factor of this reward in the sum that is trained on.")
+    normalise: Normalise = Field(
+        default="raw",
+        description="`raw`, or `prompt`: standardised over a prompt's pictures of the epoch, before it is weighed.",
+    )
 
 
 OneChoice = Annotated[Choice, BeforeValidator(choice_fields)]
@@ -58,13 +66,19 @@ RewardChoices = Annotated[tuple[RewardChoice, ...], BeforeValidator(reward_field
 
 
 class LoraSection(Section):
-    """The adapter that is trained."""
+    """The LoRA that is trained, a fresh one or, with `start`, a saved one that brings its rank, alpha and targets."""
 
-    rank: int = Field(default=8, ge=1, le=1024, description="Rank of the LoRA matrices.")
+    rank: int | None = Field(default=None, ge=1, le=1024, description="Rank of the LoRA matrices; null means 8.")
     alpha: float | None = Field(default=None, gt=0, description="The LoRA is scaled by alpha / rank; null means rank.")
-    targets: Literal["attention", "linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        default="attention",
-        description="Layers that get a LoRA: `attention`, `linear` (all of the transformer blocks), or name endings.",
+    targets: Literal["attention", "linear"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Layers that get a LoRA: `attention` (which null means), `linear` (all of the transformer blocks), "
+        "or name endings.",
+    )
+    start: UserPath | None = Field(
+        default=None,
+        description="A saved LoRA to go on with: a run, an adapter's folder, or a .safetensors file in the form of "
+        "diffusers or kohya. Rank, alpha and targets are its own.",
     )
 
 
@@ -74,7 +88,12 @@ class ModelSection(Section):
     name: str = Field(min_length=1, description="Base model: name of a plug-in, folder in diffusers layout, or hub id.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the base model's plug-in.")
     dtype: Dtype = Field(default="float32", description="Number format of the networks; all else is float32.")
-    lora: LoraSection = Field(default_factory=LoraSection, description="The adapter that is trained.")
+    train: Literal["lora", "full"] = Field(
+        default="lora",
+        description="`lora`, or `full`: all weights of the denoiser: 16 bytes each on the device, 12 in a checkpoint; "
+        "use a learning_rate near 1e-5.",
+    )
+    lora: LoraSection = Field(default_factory=LoraSection, description="The LoRA that is trained.")
 
 
 class RolloutSection(Section):
@@ -83,13 +102,18 @@ class RolloutSection(Section):
     pairs: int = Field(default=32, ge=1, description="Prompts drawn an epoch, each with the objective's rollouts.")
     steps: int = Field(default=4, ge=1, le=1000, description="Denoising steps of a rollout.")
     transition: Transition = Field(default="ddim", description="How a step goes from the clean estimate to less noise.")
-    eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim or cps step.")
+    eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim, cps or sde step.")
 
 
 class TrainSection(Section):
     """How the adapter learns from the scored rollouts."""
 
     epochs: int = Field(default=16, ge=1, description="Rounds of drawing, scoring and updating.")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        default="adamw",
+        description="`adamw`, or `adamw8bit`: its two moments take a byte each in place of four; "
+        "`pip install 'sdpo-cli[adamw8bit]'`.",
+    )
     learning_rate: float = Field(default=3e-4, gt=0, description="Step size of AdamW.")
     batch: Count | Literal["all"] = Field(default="all", description="Pairs in one optimiser step.")
     micro_batch: Count | Literal["auto"] = Field(
@@ -102,6 +126,9 @@ class TrainSection(Section):
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW's term that keeps the division finite.")
     checkpoint_every: int = Field(default=1, ge=1, description="Epochs between checkpoints.")
     keep_last: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are deleted.")
+    reward_timeout: float = Field(
+        default=REWARD_TIMEOUT, gt=0, description="Seconds a reward may take for one batch of pictures."
+    )
     samples_every: int = Field(default=4, ge=0, description="Epochs between picture grids; 0 means none.")
     device: Device = Field(
         default="auto",
@@ -128,7 +155,11 @@ class Recipe(Section):
     name: RunName | None = Field(default=None, description="Name of the run; null means the recipe file's name.")
     model: ModelSection = Field(description="The base model and the adapter on it.")
     prompts: OneChoice = Field(description="Prompts to train on: a prompt source, or a text, JSONL or CSV file.")
-    reward: RewardChoices = Field(min_length=1, description="One reward, or several with weights.")
+    reward: RewardChoices = Field(
+        min_length=1,
+        description="One reward, or several. `weight` (1.0) and `normalise` (`raw`; or `prompt`: standardised over a "
+        "prompt's pictures of the epoch before it is weighed) stand among the options of each.",
+    )
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="How pictures are drawn to learn from.")
     objective: OneChoice = Field(default=Choice(name="sdpo"), description="What is learnt from the scored rollouts.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the adapter learns.")

@@ -5,6 +5,9 @@ from typing import Any
 
 Tree = dict[str, Any]
 
+RECIPE_WORDS = ("weight", "normalise")
+"""What a recipe says of a reward among its options; no reward has options of these names."""
+
 
 def expand(raw: Mapping[str, Any]) -> Tree:
     """The recipe with every short form written out; expanding twice changes nothing. What is no short form stays."""
@@ -63,8 +66,8 @@ def reward_fields(value: Any) -> Any:
 
 
 def _reward(name: Any, options: Mapping[str, Any]) -> Tree:
-    weight = {"weight": options["weight"]} if "weight" in options else {}
-    return {"name": name, "options": {key: value for key, value in options.items() if key != "weight"}, **weight}
+    own = {key: value for key, value in options.items() if key in RECIPE_WORDS}
+    return {"name": name, "options": {key: value for key, value in options.items() if key not in own}, **own}
 
 
 def _options(name: Any, options: Any) -> Mapping[str, Any]:

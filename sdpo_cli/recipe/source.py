@@ -11,7 +11,7 @@ from sdpo_cli.errors import RecipeError, one_line
 from sdpo_cli.recipe.faults import did_you_mean
 from sdpo_cli.recipe.paths import user_path
 from sdpo_cli.recipe.schema import Choice, Recipe, RewardChoice
-from sdpo_cli.recipe.shorthand import Tree, expand
+from sdpo_cli.recipe.shorthand import RECIPE_WORDS, Tree, expand
 from sdpo_cli.recipe.text import format_yaml, parse_yaml
 
 _LARGEST = 1_000_000
@@ -36,10 +36,10 @@ class RawRecipe:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that came with the program, by name."""
+    """The recipes that came with the program, by name; those in a folder as `FOLDER/NAME`."""
     package = Path(sdpo_cli.__file__).parent
     folder = next((folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()), package)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> RawRecipe:
@@ -64,10 +64,9 @@ def find_recipe(source: str | Path) -> Path:
     path, shipped = user_path(source), shipped_recipes()
     if path.is_file():
         return path
-    if str(source) in shipped:
-        return shipped[str(source)]
-    if path.parts == ("recipes", f"{path.stem}.yaml") and path.stem in shipped:
-        return shipped[path.stem]
+    name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    if name in shipped and path.suffix in ("", ".yaml"):
+        return shipped[name]
     if path.exists():
         raise RecipeError([one_line("not a file", str(source), "name a recipe file")])
     known = f"shipped recipes: {', '.join(shipped) or 'none'}"
@@ -129,8 +128,10 @@ def _put(tree: Mapping[str, Any], keys: Sequence[str], value: Any, place: str) -
 
 
 def _long_form(choices: Sequence[Choice]) -> Tree:
-    weight = {choice.name: {"weight": choice.weight} for choice in choices if isinstance(choice, RewardChoice)}
-    return {choice.name: {**choice.options, **weight.get(choice.name, {})} for choice in choices}
+    def words(choice: Choice) -> Tree:
+        return {word: getattr(choice, word) for word in RECIPE_WORDS} if isinstance(choice, RewardChoice) else {}
+
+    return {choice.name: {**choice.options, **words(choice)} for choice in choices}
 
 
 def _lists(value: Any) -> Any:

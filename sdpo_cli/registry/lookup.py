@@ -20,7 +20,9 @@ from sdpo_cli.api.specs import IS_PATH
 from sdpo_cli.errors import PluginError, RecipeError, SdpoError
 from sdpo_cli.recipe import did_you_mean, joined, validate
 from sdpo_cli.registry.discovery import BrokenPlugin, Plugin, discover, said
-from sdpo_cli.registry.families import existing, family_of_folder, family_of_hub_id, is_hub_id
+from sdpo_cli.registry.families import existing, family_of, is_hub_id
+from sdpo_cli.registry.functions import FunctionOptions, function_spec, is_function_name
+from sdpo_cli.registry.offered import how_to_install
 
 S = TypeVar("S", bound=Spec[Any])
 NO_OPTIONS: Mapping[str, Any] = {}
@@ -100,7 +102,7 @@ class Registry:
     def remedy(self, kind: type[S], name: str) -> str:
         """What to do about an unknown name: the nearest one, those that exist, and who may have meant to offer it."""
         names = sorted({plugin.spec.name for plugin in self.of_kind(kind)})
-        guess = did_you_mean(name.rpartition(":")[2], names)
+        guess = how_to_install(name) or did_you_mean(name.rpartition(":")[2], names)
         broken = "; ".join(map(str, self.broken))
         return (
             f"{guess} installed: {', '.join(names) or 'none'}"
@@ -110,11 +112,16 @@ class Registry:
     def reward(
         self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
     ) -> Chosen[RewardSpec]:
-        """A reward by name. PluginError where it is unknown, RecipeError where its options are wrong.
+        """A reward by name, else the Python function that `module:function` names.
 
-        `place` is what asked, for the errors; relative paths in the options are meant from `folder`.
+        PluginError where it is unknown, RecipeError where its options are wrong. `place` is what asked, for the
+        errors; relative paths in the options are meant from `folder`.
         """
-        return self.choose(self.find(RewardSpec, name, place), options, joined(place, [name]), folder)
+        field, distributions = joined(place, [name]), {one.distribution for one in (*self.plugins, *self.broken)}
+        installed = self.named(RewardSpec, name) or name.partition(":")[0] in distributions
+        if installed or not is_function_name(name):
+            return self.choose(self.find(RewardSpec, name, place), options, field, folder)
+        return chosen_function(name, options, field, folder)
 
     def objective(
         self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
@@ -134,7 +141,7 @@ class Registry:
     def model(
         self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
     ) -> Chosen[BaseModelSpec]:
-        """A base model by name; else what adapts the pipeline in the folder, or of the hub id, `name`.
+        """A base model by name; else what adapts the pipeline in the folder or file, or of the hub id, `name`.
 
         Errors as for `reward`. Of a hub id the small `model_index.json` is fetched; no weight is.
         """
@@ -142,7 +149,7 @@ class Registry:
         if self.named(BaseModelSpec, name) or (path is None and not is_hub_id(name)):
             plugin = self.find(BaseModelSpec, name, place, "or folder")
         else:
-            family = family_of_folder(path, place) if path else family_of_hub_id(name, options.get("revision"), place)
+            family = family_of(name, path, options, folder, place)
             plugin, options = self._adapter(family, name, place), {"path": name, **options}
         return self.choose(plugin, options, joined(place, ["options"]), folder)
 
@@ -189,6 +196,20 @@ def path_options(schema: type[Options]) -> list[str]:
         return IS_PATH in getattr(annotation, "__metadata__", ()) or any(map(marks, get_args(annotation)))
 
     return [name for name, field in schema.model_fields.items() if IS_PATH in field.metadata or marks(field.annotation)]
+
+
+def chosen_function(name: str, options: Mapping[str, Any], place: str, folder: Path) -> Chosen[RewardSpec]:
+    """The reward `module:function`, its `folder` filled in with the one where the module was found."""
+    told = options.get("folder")
+    folders = [folder.absolute(), Path.cwd()]
+    if isinstance(told, str):
+        folders = [existing(told, folder, joined(place, ["folder"])) or folder.absolute() / told]
+    checked, faults = validate(FunctionOptions, options, place)
+    if checked is None:
+        raise RecipeError(faults)
+    spec, where = function_spec(name, folders, place)
+    recorded = FunctionOptions(folder=str(where) if where else None)
+    return Chosen(name, Plugin(spec, name.partition(":")[0], spec.version), recorded, folder)
 
 
 @functools.cache

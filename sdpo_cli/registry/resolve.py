@@ -7,9 +7,10 @@ from typing import Any
 
 from sdpo_cli.api import BaseModelSpec, ObjectiveSpec, PromptSourceSpec, RewardSpec
 from sdpo_cli.errors import RecipeError, SdpoError, UsageError
-from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults, sound_part
+from sdpo_cli.recipe import LoraSection, Recipe, read_recipe, recipe_faults, sound_part
 from sdpo_cli.recipe.shorthand import expand, reward_fields
 from sdpo_cli.recipe.text import parse_yaml
+from sdpo_cli.registry.families import existing
 from sdpo_cli.registry.lookup import Chosen, Registry, load_registry
 
 
@@ -120,8 +121,8 @@ def _look_up(
 def _written_out(recipe: Recipe, found: Mapping[str, Sequence[Chosen[Any]]]) -> Recipe:
     """The recipe with the plug-ins' own names and all their options."""
 
-    def full(choice: Any, chosen: Chosen[Any]) -> Any:
-        return choice.model_copy(update={"name": chosen.name, "options": chosen.all_options()})
+    def full(choice: Any, chosen: Chosen[Any], **more: Any) -> Any:
+        return choice.model_copy(update={"name": chosen.name, "options": chosen.all_options(), **more})
 
     def each(choices: Sequence[Any], field: str) -> tuple[Any, ...]:
         return tuple(full(choice, chosen) for choice, chosen in zip(choices, found[field], strict=True))
@@ -131,10 +132,16 @@ def _written_out(recipe: Recipe, found: Mapping[str, Sequence[Chosen[Any]]]) -> 
         evaluation["prompts"] = full(recipe.eval.prompts, found["eval.prompts"][0])
     return recipe.model_copy(
         update={
-            "model": full(recipe.model, found["model"][0]),
+            "model": full(recipe.model, found["model"][0], lora=_absolute(recipe.model.lora, found["model"][0].folder)),
             "prompts": full(recipe.prompts, found["prompts"][0]),
             "reward": each(recipe.reward, "reward"),
             "objective": full(recipe.objective, found["objective"][0]),
             "eval": recipe.eval.model_copy(update=evaluation),
         }
     )
+
+
+def _absolute(lora: LoraSection, folder: Path) -> LoraSection:
+    """The section with a `start` that is there by its absolute path."""
+    start = lora.start and existing(lora.start, folder, "model.lora.start")
+    return lora.model_copy(update={"start": str(start)}) if start else lora

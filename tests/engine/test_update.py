@@ -5,9 +5,9 @@ import tiny
 import torch
 
 from sdpo_cli.api import LoadContext
-from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
+from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.objectives import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.engine.rollout import roll_out
@@ -156,7 +156,7 @@ def test_a_pair_that_does_not_fit_at_all_is_said_in_one_line(model, rollouts, ad
 
 def gradient(folder, dtype):
     """The adapter's gradient of one update from small advantages: as small as large latents and batches make it."""
-    model = tiny.with_random_adapter(load_checkpoint(PipelineOptions(path=str(folder)), LoadContext(dtype=dtype)))
+    model = tiny.with_random_adapter(load_checkpoint(UNetOptions(path=str(folder)), LoadContext(dtype=dtype)))
     kernel = kernel_for(with_floor(model.schedule(4)), "ddim", 1.0)
     rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
     advantage = 1e-3 * torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))

@@ -262,6 +262,15 @@ def test_a_missing_recipe_names_the_shipped_ones(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("source", ["published/aesthetic", "recipes/published/aesthetic.yaml"])
+def test_shipped_recipes_in_a_folder_are_found_by_folder_and_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(source).path == shipped_recipes()["published/aesthetic"]
+    assert read_recipe("aesthetic").path == shipped_recipes()["aesthetic"]
+
+
 @pytest.mark.parametrize("source", ["quickstart", "recipes/quickstart.yaml"])
 def test_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
@@ -291,7 +300,7 @@ def test_every_fault_is_told_at_once_each_with_its_place() -> None:
         "x.yaml: model.dtyp: unknown field; did you mean dtype?",
         "x.yaml: prompts: {'p': 3} should be {p: {option: value}}",
         "x.yaml: reward.r.weight: 'heavy' should be a number",
-        "x.yaml: rollout.transition: 'dimm' should be 'ddim', 'renoise' or 'cps'",
+        "x.yaml: rollout.transition: 'dimm' should be 'ddim', 'renoise', 'cps' or 'sde'",
         "x.yaml: objective: should name one plug-in, not a, b",
         "x.yaml: train.learning_rate: 'yes' should be a number",
         "x.yaml: train.batch: 'some' should be a whole number or 'all'",
@@ -412,8 +421,8 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path: Path) -> None:
     recipe = read(tmp_path, text)
     assert read(tmp_path, dump_recipe(recipe)) == recipe
     assert yaml.safe_load(dump_recipe(recipe))["reward"] == {
-        "a": {"style": "3d", "weight": 0.25},
-        "b": {"on": "no", "weight": 1.0},
+        "a": {"style": "3d", "weight": 0.25, "normalise": "raw"},
+        "b": {"on": "no", "weight": 1.0, "normalise": "raw"},
     }
 
 

@@ -50,9 +50,7 @@ def sdpo_prompt_sources() -> Sequence[PromptSourceSpec]:
         shipped_list(
             "emoji-held-out", "20 other animals and 12 compositions that emoji-turbo can draw", "this package"
         ),
-        shipped_list(
-            "scenes", "96 scenes in a few words each: people, animals, places, food, styles", "this package"
-        ),
+        shipped_list("scenes", "96 scenes in a few words each: people, animals, places, food, styles", "this package"),
         shipped_list("scenes-held-out", "32 more of that kind, in no training list", "this package"),
         PromptSourceSpec(
             name="file",
