@@ -73,6 +73,11 @@ class DiffusersModel(Adaptable):
         """The VAE's pictures, clamped to 0..1."""
         return self.decode_with(self.vae, x0)
 
+    @property
+    def previews(self) -> bool:
+        """Whether a tiny VAE decodes what is rewarded in training."""
+        return self.tiny_vae is not None
+
     @torch.no_grad()
     def decode_preview(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 h w"]:
         """The tiny VAE's pictures, clamped to 0..1; those of `decode` where there is none."""

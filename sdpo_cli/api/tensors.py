@@ -174,6 +174,21 @@ class Mergeable(Protocol):
         ...
 
 
+@runtime_checkable
+class Previewer(Protocol):
+    """A base model that can also decode cheaply. Training rewards such pictures and logs how far off they are.
+
+    Attributes:
+        previews: whether it is to be used so.
+    """
+
+    previews: bool
+
+    def decode_preview(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 h w"]:
+        """Pictures as `decode` gives them, nearly."""
+        ...
+
+
 @dataclass(frozen=True)
 class LearningPlan:
     """What an objective needs the engine to do before its loss.

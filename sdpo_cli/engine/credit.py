@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdpo_cli.api.tensors import BaseModel, LearningPlan, ScoreRequest, ScoreResult
 from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.preview import decode, rewarded_decoder
 from sdpo_cli.engine.rollout import Rollouts
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import columns, weighted_sum
@@ -117,15 +118,10 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
     answers = []
     for rows in torch.arange(len(pictured), device=wanted.device).split(batch):
         prompts = [rollouts.draw.prompts[index] for index in prompt_index[rows].tolist()]
-        images, fits = fitting(partial(decode, model, pictured[rows]), fits, "picture")
+        images, fits = fitting(partial(decode, rewarded_decoder(model), pictured[rows]), fits, "picture")
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         answers.append(scorer.submit(ScoreRequest(images, texts, metadata)))
     return Asked([prompt.text for prompt in rollouts.draw.prompts], key_step, wanted, answers, fits)
-
-
-def decode(model: BaseModel, x0: Float[Tensor, "B C H W"], batch: int) -> Float[Tensor, "B 3 H2 W2"]:
-    """The pictures, `batch` at a time."""
-    return torch.cat([model.decode(part) for part in x0.split(batch)])
 
 
 def key_rewards(scorer: Scorer, asked: Sequence[Asked], plan: LearningPlan) -> KeyRewards:

@@ -114,9 +114,11 @@ def check_noise(kernel: Kernel, objective: Objective, place: str) -> None:
 def pick_device(name: str) -> torch.device:
     """`auto`: CUDA, else Apple's MPS, else the CPU; any other name if this machine has it. UsageError if not.
 
-    Turns TF32 off: with it, float32 log-probabilities replayed in another batch differ by more than they may.
+    Turns TF32 off: with it, float32 log-probabilities replayed in another batch differ by more than they may. Turns
+    cuDNN's attention off: its backward pass gave NaN or failed on FLUX (H200, torch 2.11); the other kernels do not.
     """
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

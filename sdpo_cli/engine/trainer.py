@@ -37,6 +37,7 @@ from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.optimizer import make_optimizer
+from sdpo_cli.engine.preview import preview_gap
 from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, joined_rollouts, roll_out_parts
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
@@ -201,6 +202,7 @@ def run_epoch(
         yield StageStarted("score", epoch, recipe.train.epochs)
         with clock.stage("score"):
             scored = key_rewards(scorer, asked, plan)
+            gap = preview_gap(setup.model, scorer, rollouts)
 
     yield StageStarted("credit", epoch, recipe.train.epochs)
     with clock.stage("credit"):
@@ -212,7 +214,7 @@ def run_epoch(
         learn = partial(update_policy, setup.model, setup.objective, run.optimizer, rollouts, credited.advantage)
         learnt, micro_batch = learn(updates, recipe.train.max_grad_norm, micro_batch)
     progress = advanced(snapshot.progress, rollouts, scored, updates)
-    metrics = epoch_metrics(progress, scored, credited, plan, actions, learnt)
+    metrics = epoch_metrics(progress, scored, credited, plan, actions, {**gap, **learnt})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
 

@@ -58,3 +58,18 @@ def test_a_run_trains_evaluates_and_resumes(tmp_path, monkeypatch):
     worst = max(abs(a["reward_last"] - b["reward_last"]) for a, b in zip(whole, parts, strict=True))
     print(f"largest difference of reward_last between the unbroken and the resumed run: {worst:.3g}")
     assert worst < 1.0
+
+
+def test_attention_of_flux_has_a_gradient():
+    """Heads of 128 over 1280 tokens in bfloat16: where cuDNN's kernel gave NaN or an illegal address (torch 2.11)."""
+    pick_device("cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    query, key, value = (
+        torch.randn(2, 1280, 24, 128, dtype=torch.bfloat16, device="cuda", generator=generator)
+        .transpose(1, 2)
+        .requires_grad_()
+        for _ in range(3)
+    )
+    torch.nn.functional.scaled_dot_product_attention(query, key, value).float().square().mean().backward()
+    assert all(bool(one.grad.isfinite().all()) for one in (query, key, value))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
