@@ -32,8 +32,11 @@ def loaded(reward, name="light", timeout=600.0, **more) -> LoadedReward:
     return LoadedReward(name, "1", 1.0, reward, timeout=timeout, **more)
 
 
-def at_work() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+@pytest.fixture
+def at_work():
+    """Lists the scoring threads that this test has begun."""
+    before = set(threading.enumerate())
+    return lambda: [one for one in threading.enumerate() if one.name == THREAD and one not in before]
 
 
 class Gated(tiny.Brightness):
@@ -48,7 +51,7 @@ class Gated(tiny.Brightness):
         return super().score(request)
 
 
-def test_answers_come_in_order_and_the_thread_ends():
+def test_answers_come_in_order_and_the_thread_ends(at_work):
     with Scorer([loaded(tiny.Brightness()), loaded(tiny.Brightness(), "again")]) as scorer:
         asked = [scorer.submit(request(value, count=2)) for value in (0.0, 0.25, 0.5, 0.75)]
         answers = [[result.values.tolist() for result in scorer.result(one)] for one in asked]
@@ -71,7 +74,7 @@ def test_the_queue_is_bounded_and_the_asker_goes_on_meanwhile():
         assert [scorer.result(one)[0].values.tolist() for one in asked] == [[0.5]] * (WAITING + 2)
 
 
-def test_a_reward_that_hangs_is_told_with_sample_and_timeout_and_left_behind():
+def test_a_reward_that_hangs_is_told_with_sample_and_timeout_and_left_behind(at_work):
     reward = Gated()
     with pytest.raises(PluginError) as fault, Scorer([loaded(reward, timeout=0.2)]) as scorer:
         scorer.result(scorer.submit(request(0.5, count=3, prompt="a very\nlong " + "x" * 99)))
