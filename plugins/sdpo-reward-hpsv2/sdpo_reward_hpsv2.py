@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from sdpo_cli.api import HubFiles, LoadContext, Options, RewardSpec, UserPath, hookimpl
+from sdpo_cli.api import Example, HubFiles, LoadContext, Options, RewardSpec, UserPath, hookimpl
 
 if TYPE_CHECKING:
     from sdpo_cli.api.tensors import Reward
@@ -19,6 +19,16 @@ SDPO_PLUGIN_API = 1
 
 REPO, REVISION = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+
+PUBLISHED = Example(
+    picture="https://raw.githubusercontent.com/tgxs002/HPSv2/HEAD/assets/demo_image.jpg",
+    prompt="A cat with two horns on its head",
+    value=0.2876,
+    tolerance=0.01,
+    source="a reply in issue 27 of github.com/tgxs002/HPSv2",
+    options={"version": "v2.0"},
+)
+"""Not stated there: which release of the package, so whether its resize was antialiased."""
 
 
 class HpsOptions(Options):
@@ -35,7 +45,7 @@ class HpsOptions(Options):
         description="file of HPS v2 weights (.pt or safetensors) or a folder; the authors' from the hub where null",
     )
     dtype: Literal["float32", "float16"] = Field(
-        default="float32", description="float16 is faster; scores move by 1 to 3 % of their spread"
+        default="float32", description="float16 is faster; scores move by about 3 % of their spread"
     )
 
 
@@ -81,6 +91,7 @@ def sdpo_rewards() -> Sequence[RewardSpec]:
             options=HpsOptions,
             load=load,
             needs=needs,
+            examples=[PUBLISHED],
             facts={
                 "licence": "code and weights Apache-2.0",
                 "scale": "cos",

@@ -27,7 +27,7 @@ class PickScoreOptions(Options):
         default=None, description="file or folder of PickScore's weights; the authors' from the model hub where null"
     )
     dtype: Literal["float32", "float16"] = Field(
-        default="float32", description="float16 is faster; scores move by 1 to 3 % of their spread"
+        default="float32", description="float16 is faster; scores move by about 3 % of their spread"
     )
     scale: Literal["cos", "logit", "unit"] = Field(
         default="cos", description="cos; logit: exp(logit_scale) cos, as published, about 18 to 24; unit: logit / 26"

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
+import transformers
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import AutoencoderTiny
 from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -103,12 +104,38 @@ def from_folder(pipeline_class: Any, folder: Path, dtype: torch.dtype, given: Ma
     left_out: dict[str, Any] = dict.fromkeys(SKIPPED & set(pipeline_class._optional_components))
     if "safety_checker" in left_out:
         left_out["requires_safety_checker"] = False
+    encoders = load_text_encoders(folder, dtype)
     try:
-        return pipeline_class.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **left_out, **given
+        pipeline = pipeline_class.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **left_out, **given, **encoders
         )
     except UNLOADABLE as error:
         raise not_loadable(pipeline_class, str(folder), error) from error
+    for name, network in networks(pipeline).items():
+        check_filled(network, folder / name)
+    return pipeline
+
+
+def load_text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The text encoders of the pipeline in a folder, by component.
+
+    ArtifactError where a file lacks weights: transformers would draw them at random and go on.
+    """
+    found: dict[str, Any] = {}
+    for name, kind in components_of(folder).items():
+        if name.startswith("text_encoder"):
+            network = getattr(transformers, kind)
+            try:
+                found[name], info = network.from_pretrained(
+                    folder / name, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
+            except UNLOADABLE as error:
+                raise not_loadable(network, str(folder / name), error) from error
+            missing = sorted(key for key in info["missing_keys"] if "lm_head" not in key)  # no prompt needs a head
+            if missing:
+                fault = f"of the weights of {kind} {len(missing)} are missing, the first {missing[0]}"
+                raise ArtifactError(fault, place=str(folder / name), remedy="fetch or save the pipeline anew")
+    return found
 
 
 def from_single_file(
@@ -139,21 +166,44 @@ def load_denoiser(folder: Path, component: str, path: str, dtype: torch.dtype) -
     """
     kind, source = getattr(diffusers, components_of(folder)[component]), denoiser_source(path)
     try:
-        if source.is_dir():
-            check_weights(source)
-            return kind.from_pretrained(source, dtype=dtype, use_safetensors=True, local_files_only=True)
-        check_whole(source)
         with init_empty_weights():
             denoiser = kind.from_config(kind.load_config(folder / component))
     except UNLOADABLE as error:
-        raise not_loadable(kind, str(source), error) from error
-    weights = load_file(source)
-    misfit = first_misfit(denoiser.state_dict(), weights)
+        raise not_loadable(kind, str(folder / component), error) from error
+    wanted = denoiser.state_dict()
+    if source.is_dir():
+        denoiser = load_network(kind, source, dtype)
+        weights = denoiser.state_dict()
+        wanted = {name: one for name, one in wanted.items() if name in weights}  # it may have layers of its own
+        misfit = first_misfit(wanted, {name: weights[name] for name in wanted})
+    else:
+        check_whole(source)
+        weights = load_file(source)
+        misfit = first_misfit(wanted, weights)
     if misfit:
         remedy = "name weights in diffusers' form, of the same shape"
         raise ArtifactError(f"not the weights of this {kind.__name__} ({misfit})", place=str(source), remedy=remedy)
-    denoiser.load_state_dict(weights, assign=True)
+    if not source.is_dir():
+        denoiser.load_state_dict(weights, assign=True)
     return denoiser.to(dtype)
+
+
+def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The network of a diffusers class in a folder, safetensors only. ArtifactError where it cannot be loaded."""
+    check_weights(folder)
+    try:
+        network = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except UNLOADABLE as error:
+        raise not_loadable(kind, str(folder), error) from error
+    check_filled(network, folder)
+    return network
+
+
+def check_filled(network: Any, folder: Path) -> None:
+    """ArtifactError where the files of a network had not all of its weights: diffusers leaves the others empty."""
+    empty = next((name for name, one in network.named_parameters() if one.is_meta), None)
+    if empty:
+        raise not_loadable(type(network), str(folder), ValueError(f"it has no {empty}"))
 
 
 def merge_lora(pipeline: Any, path: Path, scale: float) -> None:
@@ -181,14 +231,8 @@ def merge_lora(pipeline: Any, path: Path, scale: float) -> None:
 def load_tiny_vae(path: str, context: LoadContext) -> Any:
     """A frozen AutoencoderTiny from a folder or hub id. ArtifactError where it cannot be loaded."""
     folder = Path(path) if Path(path).is_dir() else fetch(HubFiles(path, None, TINY_VAE_FILES))
-    check_weights(folder)
-    try:
-        vae: Any = AutoencoderTiny.from_pretrained(  # type: ignore[no-untyped-call]
-            folder, use_safetensors=True, local_files_only=True
-        )
-    except UNLOADABLE as error:
-        raise not_loadable(AutoencoderTiny, str(folder), error) from error
-    return vae.to(context.device, getattr(torch, context.dtype)).requires_grad_(False).eval()
+    vae = load_network(AutoencoderTiny, folder, getattr(torch, context.dtype))
+    return vae.to(context.device).requires_grad_(False).eval()
 
 
 def check_tiny_vae(model: DiffusersModel, path: str) -> None:

@@ -96,11 +96,12 @@ def networks(pipeline: Any) -> dict[str, Any]:
 
 
 def weights_fingerprint(*modules: nn.Module) -> str:
-    """SHA-256, 16 digits, of every parameter's name and shape and of up to 64 of its values, evenly spread."""
+    """SHA-256, 16 digits, of name and shape of every weight and buffer and of up to 64 of its values, evenly spread."""
     digest = hashlib.sha256()
     for module in modules:
-        for name, parameter in module.named_parameters():
-            flat = parameter.detach().flatten()
-            some = flat[:: max(1, len(flat) // 64)][:64].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
+        for name, tensor in module.state_dict().items():
+            flat = tensor.flatten()
+            stride = len(flat) // 64 | 1  # odd, so that it does not stay in one column
+            some = flat[::stride][:64].float().cpu()
+            digest.update(f"{name} {tuple(tensor.shape)} {some.tolist()}".encode())
     return digest.hexdigest()[:16]

@@ -1,6 +1,8 @@
 """Files of the model hub: from this machine's cache, else fetched, else one line that says what to do."""
 
+import json
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,27 @@ def patterns(files: HubFiles) -> dict[str, Any]:
 
 
 def absent(files: HubFiles, folder: Path) -> list[str]:
-    """The names in `files` that match nothing in `folder`."""
-    return [name for name in files.files if not any(folder.glob(name))]
+    """What a fetch of `files` brings and `folder` lacks: names and patterns, then parts that an index there names."""
+    ignored = patterns(files)["ignore_patterns"] or ()
+
+    def found(pattern: str) -> list[Path]:
+        """The files that match, without further copies of the same weights."""
+        names = [path.relative_to(folder) for path in folder.glob(pattern) if path.is_file()]
+        return [name for name in names if not any(fnmatch(name.as_posix(), one) for one in ignored)]
+
+    lacking = [pattern for pattern in files.files if not found(pattern)]
+    parts = {name for index in found("**/*.safetensors.index.json") for name in parts_of(folder, index)}
+    wanted = [name for name in sorted(parts) if any(fnmatch(name, one) for one in files.files)]
+    return lacking + [name for name in wanted if not (folder / name).is_file()]
+
+
+def parts_of(folder: Path, index: Path) -> set[str]:
+    """The files among which an index in `folder` says that a network's weights lie; none where it is damaged."""
+    try:
+        weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        return {(index.parent / part).as_posix() for part in weight_map.values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def fetch(files: HubFiles) -> Path:

@@ -21,6 +21,7 @@ __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "CropRule",
+    "centre_levels",
     "clip_pixels",
     "clip_pixels_smooth",
     "normalise",
@@ -40,23 +41,34 @@ PIXELS_AT_ONCE = 1 << 24
 
 
 def resize(levels: UInt8[Tensor, "B 3 H W"], height: int, width: int) -> UInt8[Tensor, "B 3 h w"]:
-    """Pictures of another size, bit for bit those of Pillow's bicubic resize."""
+    """Pictures of another size, bit for bit those of Pillow's bicubic resize.
+
+    That of Pillow before 13; later ones differ by a few levels in pictures that are shrunk in height by more than twice
+    as many pixels as in width.
+    """
     return _exact(levels, Axis.whole(levels.shape[2], height), Axis.whole(levels.shape[3], width))
 
 
-def clip_pixels(
+def centre_levels(
     images: Float[Tensor, "B 3 H W"], size: int = 224, crop: CropRule = "floor"
-) -> Float[Tensor, "B 3 s s"]:
-    """Pictures 0..1 as CLIP sees them, without gradients: equal to the preprocessing with Pillow.
+) -> UInt8[Tensor, "B 3 s s"]:
+    """The centre square of pictures 0..1, as CLIP's preprocessing with Pillow cuts it out, bit for bit as `resize`.
 
-    Rounded to 8 bits, the shortest side resized to `size`, the centre cut out, then normalised. Only what the centre
-    needs is computed, so strips and huge pictures take little memory.
+    Rounded to 8 bits, the shortest side resized to `size`, the centre cut out. Only what the centre needs is computed,
+    so strips and huge pictures take little memory.
     """
 
     def levels(some: Float[Tensor, "B 3 H W"]) -> Tensor:
         return _exact(to_uint8(some), *_centre_square(some, size, crop))
 
-    return normalise(_in_parts(levels, images.detach()).float() / 255)
+    return _in_parts(levels, images.detach())
+
+
+def clip_pixels(
+    images: Float[Tensor, "B 3 H W"], size: int = 224, crop: CropRule = "floor"
+) -> Float[Tensor, "B 3 s s"]:
+    """Pictures 0..1 as CLIP sees them, without gradients: `centre_levels`, normalised."""
+    return normalise(centre_levels(images, size, crop).float() / 255)
 
 
 def clip_pixels_smooth(

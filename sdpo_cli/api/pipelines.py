@@ -17,7 +17,7 @@ SKIPPED = {"safety_checker", "feature_extractor", "image_encoder"}
 """Components that no text-to-image step needs; they are neither fetched nor loaded."""
 DENOISERS = ("unet", "transformer")
 """What pipelines call their denoiser."""
-NETWORK_FILES = ("config.json", "*.safetensors")
+NETWORK_FILES = ("*.json", "*.safetensors")
 TINY_VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 P = TypeVar("P", bound=Options)

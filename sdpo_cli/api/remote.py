@@ -9,7 +9,7 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 PROTOCOL: Literal[1] = 1
 """Raised when an old client could misunderstand a new server."""
@@ -43,9 +43,12 @@ class Picture(BaseModel):
 class Question(Message):
     """Pictures of one size to score; no prompts or no metadata at all stands for empty ones."""
 
-    images: list[Picture] = Field(description="The pictures, all of one size.")
-    prompts: list[str] = Field(default_factory=list, description="The prompt of each picture.")
-    metadata: list[dict[str, Any]] = Field(default_factory=list, description="What is said about each prompt.")
+    # FailFast: an error for each of millions of bad pictures would fill the memory
+    images: Annotated[list[Picture], FailFast()] = Field(description="The pictures, all of one size.")
+    prompts: Annotated[list[str], FailFast()] = Field(default_factory=list, description="The prompt of each picture.")
+    metadata: Annotated[list[dict[str, Any]], FailFast()] = Field(
+        default_factory=list, description="What is said about each prompt."
+    )
 
 
 class Answer(Message):
@@ -53,7 +56,7 @@ class Answer(Message):
 
     reward: str = Field(description="Name of the reward.")
     version: str = Field(description="Its version; other numbers, other text.")
-    values: list[Number] = Field(description="One value a picture, in order.")
+    values: Annotated[list[Number], FailFast()] = Field(description="One value a picture, in order.")
     details: dict[str, list[Number]] = Field(default_factory=dict, description="Further numbers of each picture.")
 
 
@@ -83,6 +86,11 @@ class Refusal(Message):
     """Why there is no answer."""
 
     error: str = Field(description="One line.")
+
+
+def is_token(text: str) -> bool:
+    """Whether a header can carry the text: printable ASCII without blanks. Else libraries would quote it in errors."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def base64_text(content: bytes) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -101,15 +102,31 @@ def _options(schema: type[Options], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _type_text(field: FieldInfo) -> str:
-    """The type as a reader says it, with its bounds: `float >= 0 <= 1`, `'next' | 'current'`."""
-    kind: Any = field.annotation
-    literals = get_args(kind) if get_origin(kind) is Literal else ()
-    text = " | ".join(map(repr, literals)) or (kind.__name__ if isinstance(kind, type) else str(kind))
+    """The type as a reader says it, with its bounds: `float >= 0 <= 1`, `'next' | 'current'`, `path | null`."""
+    from sdpo_cli.api.specs import IS_PATH
+
     bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [
         f"{sign} {getattr(note, key)}" for note in field.metadata for key, sign in bounds.items() if hasattr(note, key)
     ]
+    text = "path" if IS_PATH in field.metadata else _kind_text(field.annotation)
     return " ".join([text, *limits])
+
+
+def _kind_text(kind: Any) -> str:
+    """A type as recipes know it: `path`, `null`, `str | null`, `dict[str, float]`."""
+    from sdpo_cli.api.specs import IS_PATH
+
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is NoneType:
+        return "null"
+    if origin is Annotated:
+        return "path" if IS_PATH in inner else _kind_text(inner[0])
+    if origin is Literal:
+        return " | ".join(map(repr, inner))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_kind_text, inner))
+    return kind.__name__ if isinstance(kind, type) and not inner else str(kind)
 
 
 def _as_json(registry: Registry) -> dict[str, Any]:

@@ -68,9 +68,10 @@ def serve_reward(
 
 def checked_token(token: str | None) -> str | None:
     """The token; an empty one is none. UsageError where a header could not carry it."""
+    from sdpo_cli.api.remote import is_token
     from sdpo_cli.errors import UsageError
 
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
+    if token and not is_token(token):
         raise UsageError("holds other than printable ASCII letters", place="--token", remedy="use letters and digits")
     return token or None
 
@@ -94,6 +95,7 @@ def loaded_service(chosen: "Chosen[RewardSpec]", limits: "Limits", token: str | 
     """The reward, loaded, and what is said about it."""
     from sdpo_cli.api import LoadContext
     from sdpo_cli.api.remote import Info
+    from sdpo_cli.engine.scoring import full_version
     from sdpo_cli.engine.serving import Service
     from sdpo_cli.engine.setup import pick_device
     from sdpo_cli.registry.lookup import path_options
@@ -103,7 +105,7 @@ def loaded_service(chosen: "Chosen[RewardSpec]", limits: "Limits", token: str | 
     paths = path_options(spec.options)  # of this machine alone
     info = Info(
         reward=chosen.name,
-        version=spec.version,
+        version=full_version(spec.version, reward),
         summary=spec.summary,
         source=spec.source,
         options={name: value for name, value in chosen.all_options().items() if name not in paths},

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdpo_cli.api.tensors import Reward, ScoreRequest
 from sdpo_cli.engine.pictures import Picture
 from sdpo_cli.engine.scoring import checked_score
-from sdpo_cli.errors import PluginError
+from sdpo_cli.errors import ArtifactError, PluginError, UsageError
 
 GIVE_UP = 8
 """Pictures in a row that a reward fails on before it is asked no more: its server may be gone."""
@@ -55,7 +55,7 @@ class Asking:
         request = ScoreRequest(images, texts, [picture.metadata for picture in pictures])
         try:
             result = checked_score(reward.name, reward.reward, request)
-        except PluginError as error:
+        except (PluginError, UsageError, ArtifactError) as error:  # not StoppedError
             if len(pictures) > 1:
                 single = [self.outcomes(reward, [one], images[n : n + 1]) for n, one in enumerate(pictures)]
                 return [outcome for (outcome,) in single]

@@ -11,7 +11,7 @@ import torch
 
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.engine.scoring import LoadedReward, checked_score
-from sdpo_cli.errors import PluginError, one_line
+from sdpo_cli.errors import ArtifactError, PluginError, UsageError, one_line
 
 THREAD = "sdpo scoring"
 """Name of the threads that call rewards. The program's end waits for no thread whose name begins with `sdpo `."""
@@ -136,8 +136,8 @@ class Scorer:
         try:
             result = checked_score(loaded.name, loaded.reward, request)
             self._refuse_other_details(loaded.name, set(result.details))
-        except PluginError as fault:
-            raise PluginError(f"{fault.fault} {about(request)}", place=fault.place, remedy=fault.remedy) from fault
+        except (PluginError, UsageError, ArtifactError) as fault:
+            raise type(fault)(f"{fault.fault} {about(request)}", place=fault.place, remedy=fault.remedy) from fault
         return result
 
     def _refuse_other_details(self, name: str, given: set[str]) -> None:

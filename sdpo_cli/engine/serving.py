@@ -182,6 +182,7 @@ def make_app(service: Service) -> "Starlette":
     """The application. UsageError where the server library is not installed."""
     try:
         from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
         from starlette.routing import Route
     except ImportError:
@@ -213,7 +214,13 @@ def make_app(service: Service) -> "Starlette":
         desk.worker.close(wait=False)
 
     routes = [route("/health", "GET", health), route("/info", "GET", info), route("/score", "POST", desk.answer)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: elsewhere})
+
+
+async def elsewhere(request: "Request", error: Exception) -> "Response":
+    """The refusal of a path or method that there is not."""
+    status: int = getattr(error, "status_code", 404)
+    return reply(status, Refusal(error="there are GET /health, GET /info and POST /score"))
 
 
 def refuse_stranger(authorization: str, token: str | None) -> None:

@@ -52,10 +52,14 @@ class Band:
 
 
 def resize_levels(levels: UInt8[Tensor, "B C H W"], rows: Axis, columns: Axis) -> UInt8[Tensor, "B C h w"]:
-    """Pillow's `resize(..., BICUBIC)`, cropped: 0 differing values.
+    """Pillow's `resize(..., BICUBIC)`, cropped: 0 differing values where Pillow's horizontal pass comes first.
 
     Weights are rounded to 22 bits, and sums to levels after the first (horizontal) pass and again after the second. All
     numbers are integers below 2⁵³, so float64 holds them exactly and the order of summation is no matter.
+
+    Differs: before Pillow 13 the horizontal pass is always first, and so it is here, whatever is installed. Pillow 13
+    begins with the vertical one where h < H and H - h > 2 (W - w): of pictures shrunk in proportion, those more than
+    twice as tall as wide. There its levels differ from earlier ones, and from these, by a few.
     """
     top, bottom = _inputs(rows)
     half = _to_levels(_pass(levels[:, :, top:bottom].mT, level_bands(columns), 0)).mT.contiguous()

@@ -125,7 +125,9 @@ def sde_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
     """
     if not torch.allclose(schedule.alpha + schedule.sigma, torch.ones_like(schedule.sigma)):
         raise UsageError(
-            "sde needs a flow-matching model", place="transition", remedy="use ddim, renoise or cps with this one"
+            "sde needs a flow-matching model",
+            place="rollout.transition",
+            remedy="use ddim, renoise or cps with this one",
         )
     alpha = torch.where(schedule.alpha > 0, schedule.alpha, schedule.alpha_next)
     return eta * (schedule.sigma / alpha * (schedule.sigma - schedule.sigma_next)).sqrt()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_cli.api import BaseModelSpec, ObjectiveSpec, PromptSourceSpec, RewardSpec
-from sdpo_cli.errors import RecipeError, SdpoError, UsageError
+from sdpo_cli.errors import RecipeError, SdpoError, UsageError, one_line
 from sdpo_cli.recipe import LoraSection, Recipe, read_recipe, recipe_faults, sound_part
 from sdpo_cli.recipe.shorthand import expand, reward_fields
 from sdpo_cli.recipe.text import parse_yaml
@@ -115,6 +115,9 @@ def _look_up(
                 faults += error.faults
             except SdpoError as error:
                 faults.append(str(error))
+        names = [one.name for one in found[field]]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        faults += [one_line(f"{name} is named twice", f"{place}: {field}", "name it once") for name in twice]
     return found
 
 

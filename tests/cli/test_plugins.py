@@ -7,14 +7,15 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Optional
 
 import pytest
 import torch
 from PIL import Image
+from pydantic import Field
 
 from sdpo_cli import __version__
-from sdpo_cli.api import Example, HubFiles, LoadContext, ObjectiveSpec, Options, RewardSpec, UsageError
+from sdpo_cli.api import Example, HubFiles, LoadContext, ObjectiveSpec, Options, RewardSpec, UsageError, UserPath
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.main import main
 from sdpo_cli.registry import BrokenPlugin, Plugin, Registry, load_registry
@@ -101,6 +102,26 @@ def test_show_tells_options_with_type_bounds_default_and_meaning(capsys: Capture
     shown = lines(capsys)
     assert shown[0].startswith("jpeg-compressibility: reward, version 1, from sdpo-cli ")
     assert shown[-2:] == ["option type default description", "quality int >= 1 <= 100 95 Pillow's JPEG quality"]
+
+
+def test_show_tells_types_as_recipes_know_them(capsys: Capture, installed: Any) -> None:
+    class Many(Options):
+        file: UserPath = "x"
+        path: UserPath | None = None
+        worth: dict[str, float] | None = None
+        mode: Literal["a", "b"] | None = None
+        old: Optional[int] = Field(default=3, ge=1)  # noqa: UP045
+
+    spec = RewardSpec("big", "s", "1", "x", Many, lambda o, c: None)
+    installed([Plugin(spec, "ours", "2.0")])
+    assert main(["plugins", "show", "big"]) == 0
+    assert lines(capsys)[-5:] == [
+        'file path "x"',
+        "path path | null null",
+        "worth dict[str, float] | null null",
+        "mode 'a' | 'b' | null null",
+        "old int | null >= 1 3",
+    ]
 
 
 def test_show_names_the_options_of_a_group_by_their_path(capsys: Capture) -> None:

@@ -15,7 +15,7 @@ from sdpo_cli.engine.file_rewards import GIVE_UP, FileReward
 from sdpo_cli.engine.images import write_png
 from sdpo_cli.engine.pictures import find_pictures, with_prompts
 from sdpo_cli.engine.scores import score_files
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, PluginError, UsageError
 from sdpo_cli.main import main
 
 
@@ -268,7 +268,10 @@ class Brightness:
 
     def score(self, request):
         values = request.images.mean(dim=(1, 2, 3))
-        if self.refuses(request.images):
+        refused = self.refuses(request.images)
+        if isinstance(refused, Exception):
+            raise refused
+        if refused:
             values = values * torch.nan
         return ScoreResult(values)
 
@@ -307,6 +310,12 @@ def test_a_picture_that_a_reward_fails_on_gets_a_failed_row_and_the_others_go_on
         ("b.png", True),
         ("deep/c.png", True),
     ]
+
+
+@pytest.mark.parametrize("kind", [UsageError, ArtifactError, PluginError])
+def test_a_fault_that_a_reward_tells_itself_is_that_picture_s(folder, kind):
+    scored(folder, lambda images: is_blue(images) and kind("is too blue", place="reward brightness"))
+    assert [row.get("error") for row in rows()] == [None, f"{folder}/b.png: reward brightness: is too blue", None]
 
 
 def test_a_reward_that_fails_on_every_picture_is_not_asked_for_ever(folder):

@@ -98,6 +98,8 @@ def test_it_says_what_it_serves_to_those_who_know_the_token(server, place):
     get = lambda path, **headers: httpx2.get(server.url + path, headers=headers, trust_env=False)  # noqa: E731
     assert server.said == f"serving served_light:score at {server.url}; Ctrl-C ends it\n"
     assert get("/health").json() == {"status": "ok"}
+    nowhere = {"protocol": 1, "error": "there are GET /health, GET /info and POST /score"}
+    assert [(one.status_code, one.json()) for one in (get("/"), get("/score"))] == [(404, nowhere), (405, nowhere)]
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
         assert get("/info", **headers).status_code == 401
         assert get("/info", **headers).json() == {"protocol": 1, "error": "the token is missing or wrong"}

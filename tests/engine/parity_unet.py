@@ -71,14 +71,14 @@ class Family:
         path = folder / str(FAMILIES.index(self))
         return path if path.exists() else self.save(path)
 
-    def official_latents(self, pipeline: Any, steps: int) -> Tensor:
-        """What the official pipeline draws from `SEEDS`."""
+    def official_latents(self, pipeline: Any, steps: int, output: str = "latent") -> Tensor:
+        """What the official pipeline draws from `SEEDS`; pictures where `output` is `pt`."""
         return pipeline(
             TEXTS,
             num_inference_steps=steps,
             guidance_scale=1.0 if self.guidance is None else self.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-            output_type="latent",
+            output_type=output,
         ).images
 
 
@@ -122,6 +122,14 @@ def latents(family: Family, folder: Path) -> float:
     """Largest difference of latents over k = 1, 2, 4, 8, from the same start and the same noise of every step."""
     model, official = family.load(folder), family.official(folder)
     return max(tiny.biggest_difference(ours(model, k), family.official_latents(official, k)) for k in STEPS)
+
+
+def pictures(family: Family, folder: Path) -> float:
+    """Largest difference of decoded 2-step pictures, of 1."""
+    model = family.load(folder)
+    return tiny.biggest_difference(
+        model.decode(ours(model, 2)), family.official_latents(family.official(folder), 2, "pt")
+    )
 
 
 def ours(model: BaseModel, steps: int) -> Tensor:
@@ -170,6 +178,7 @@ def exported(family: Family, folder: Path) -> float:
 CHECKS: tuple[tuple[str, float, Callable[[Family, Path], float]], ...] = (
     ("timesteps and σ", 1e-6, levels),
     ("latents, 1 to 8 steps", 1e-4, latents),
+    ("pictures, 2 steps", 1e-4, pictures),
     ("exported adapter in diffusers", 1e-4, exported),
     ("log-probabilities replayed", 1e-5, partial(replayed, "float32")),
     ("the same in bfloat16", 2e-2, partial(replayed, "bfloat16")),

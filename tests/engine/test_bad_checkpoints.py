@@ -1,5 +1,6 @@
 """Checkpoints that cannot be used: one line each, with the file and the remedy, and the exit code."""
 
+import re
 import shutil
 
 import pytest
@@ -54,6 +55,17 @@ class TestParts:
             "copy the whole pipeline, or save it anew"
         )
 
+    def test_a_text_encoder_without_some_of_its_weights(self, copy):
+        path = copy / "text_encoder" / "model.safetensors"
+        weights = load_file(path)
+        (lost,) = [name for name in weights if name.endswith("mlp.fc1.weight")]
+        save_file({name: weight for name, weight in weights.items() if name != lost}, path, {"format": "pt"})
+        assert re.fullmatch(
+            rf"{copy / 'text_encoder'}: of the weights of CLIPTextModel 1 are missing, the first \S*mlp.fc1.weight; "
+            "fetch or save the pipeline anew",
+            said(copy),
+        )
+
     def test_pickled_weights_alone(self, copy):
         (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "diffusion_pytorch_model.bin")
         assert said(copy) == (
@@ -76,6 +88,18 @@ class TestParts:
             "fetch or copy it again"
         )
 
+    @pytest.mark.parametrize(
+        ("part", "kind", "lost"),
+        [("unet", "UNet2DConditionModel", "conv_in.bias"), ("vae", "AutoencoderKL", "decoder.conv_in.bias")],
+    )
+    def test_weights_that_are_not_all_there(self, copy, part, kind, lost):
+        file = copy / part / "diffusion_pytorch_model.safetensors"
+        save_file({name: one for name, one in load_file(file).items() if name != lost}, file)
+        assert said(copy) == (
+            f"{copy / part}: not loadable as {kind} (it has no {lost}); "
+            "name a folder in diffusers layout with safetensors weights"
+        )
+
     def test_a_broken_index(self, copy):
         (copy / "model_index.json").write_text("{")
         assert said(copy) == f"{copy}: no readable model_index.json; name a folder as diffusers saves a pipeline"
@@ -96,6 +120,20 @@ class TestOtherWeights:
             f"{tmp_path / 'wide.safetensors'}: not the weights of this UNet2DConditionModel "
             "(conv_in.bias is [17], not [16]); name weights in diffusers' form, of the same shape"
         )
+
+    def test_a_network_of_another_family(self, whole, tmp_path):
+        xl = tiny.save_xl_pipeline(tmp_path / "xl")
+        line = said(whole, denoiser=str(xl / "unet"))
+        assert line.startswith(f"{xl / 'unet'}: not the weights of this UNet2DConditionModel (")
+        assert line.endswith(" is [16, 40], not [16, 16]); name weights in diffusers' form, of the same shape")
+
+    @pytest.mark.parametrize(
+        ("option", "kind"), [("denoiser", "UNet2DConditionModel"), ("tiny_vae", "AutoencoderTiny")]
+    )
+    def test_a_network_of_another_class(self, whole, option, kind):
+        line = said(whole, **{option: str(whole / "vae")})
+        assert line.startswith(f"{whole / 'vae'}: not loadable as {kind} (it has no ")
+        assert line.endswith("); name a folder in diffusers layout with safetensors weights")
 
     def test_a_denoiser_that_is_something_else(self, whole):
         vae = whole / "vae" / "diffusion_pytorch_model.safetensors"

@@ -20,7 +20,7 @@ from sdpo_cli.engine.rollout import roll_out, roll_out_parts
 from sdpo_cli.engine.scorer import THREAD, WAITING, Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.trainer import roll_out_and_ask, train
-from sdpo_cli.errors import PluginError
+from sdpo_cli.errors import PluginError, UsageError
 from sdpo_cli.registry import load_registry
 
 
@@ -114,6 +114,16 @@ def test_after_a_fault_nothing_more_is_asked():
         "reward light: raised ValueError: no luck (1 picture, of 'a dog'); report it to the plug-in's author"
     )
     assert Failing.calls == 1
+
+
+def test_a_fault_that_a_reward_tells_itself_names_the_pictures_too():
+    class Picky:
+        def score(self, request):
+            raise UsageError("has no quotes", place="reward light", remedy="quote it")
+
+    with pytest.raises(UsageError) as fault, Scorer([loaded(Picky())]) as scorer:
+        scorer.result(scorer.submit(request(0.5)))
+    assert str(fault.value) == "reward light: has no quotes (1 picture, of 'a dog'); quote it"
 
 
 def test_details_that_come_and_go_are_told():

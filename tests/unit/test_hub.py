@@ -153,6 +153,25 @@ def test_a_pattern_is_absent_where_nothing_matches_it(tmp_path):
     assert absent(files, tmp_path) == ["unet/*.json", "b.json"]
 
 
+def test_another_copy_of_the_weights_does_not_stand_for_them(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "a.fp16.safetensors").touch()
+    assert absent(HubFiles("some/model", None, ("unet/*.safetensors",)), tmp_path) == ["unet/*.safetensors"]
+    assert absent(HubFiles("some/model", None, ("unet/a.fp16.safetensors",)), tmp_path) == []
+
+
+def test_weights_in_parts_are_absent_until_all_parts_are_there(tmp_path):
+    files = HubFiles("some/model", None, ("unet/*.json", "unet/*.safetensors"))
+    (tmp_path / "unet").mkdir()
+    parts = {"one": "w-1-of-2.safetensors", "two": "w-2-of-2.safetensors"}
+    (tmp_path / "unet" / "w.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    (tmp_path / "unet" / "w-1-of-2.safetensors").touch()
+    assert absent(files, tmp_path) == ["unet/w-2-of-2.safetensors"]
+    assert absent(HubFiles("some/model", None, ("unet/*.json",)), tmp_path) == []  # its weights come from elsewhere
+    (tmp_path / "unet" / "w-2-of-2.safetensors").touch()
+    assert absent(files, tmp_path) == []
+
+
 def test_the_command_that_fetches_named_files_excludes_nothing():
     assert download_command(HubFiles("a/b", "v1", ("x.json", "y.safetensors"))) == (
         "hf download a/b --revision v1 x.json y.safetensors"
@@ -198,11 +217,11 @@ class TestNeeds:
         assert tiny == HubFiles("g/h", None, ("config.json", "diffusion_pytorch_model.safetensors"))
 
     def test_a_denoiser_may_be_a_whole_repository(self):
-        assert self.needs(path="a/b", denoiser="c/d")[1] == HubFiles("c/d", None, ("config.json", "*.safetensors"))
+        assert self.needs(path="a/b", denoiser="c/d")[1] == HubFiles("c/d", None, ("*.json", "*.safetensors"))
 
     def test_weights_may_be_pinned(self):
         _, denoiser, lora = self.needs(path="a/b", denoiser="c/d@v1", base_lora="e/f@v2/sub/lora.safetensors")
-        assert denoiser == HubFiles("c/d", "v1", ("config.json", "*.safetensors"))
+        assert denoiser == HubFiles("c/d", "v1", ("*.json", "*.safetensors"))
         assert lora == HubFiles("e/f", "v2", ("sub/lora.safetensors",))
 
     def test_a_single_file_needs_settings_alone(self, tmp_path):

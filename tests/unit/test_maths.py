@@ -145,7 +145,9 @@ class TestTransitions:
         assert torch.equal(quiet.mean_eps, ddim.mean_eps)
 
     def test_sde_of_a_diffusion_model_is_refused(self):
-        with pytest.raises(UsageError, match=r"transition: sde needs a flow-matching model; use ddim, renoise or cps"):
+        with pytest.raises(
+            UsageError, match=r"^rollout.transition: sde needs a flow-matching model; use ddim, renoise or cps"
+        ):
             maths.kernel_for(schedule(0.9, 0.5), "sde", 0.7)
 
     def test_at_takes_rows_for_any_shape_of_steps(self):

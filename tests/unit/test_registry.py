@@ -118,6 +118,14 @@ def test_a_resolved_recipe_written_down_resolves_to_itself_from_another_folder(t
     assert (first.recipe.model.name, first.recipe.model.options) == ("stable", {"path": str(tmp_path / "checkpoint")})
 
 
+@pytest.mark.parametrize("field", ["reward", "eval.rewards"])
+def test_one_reward_by_two_names_is_a_fault(field: str) -> None:
+    owner = REGISTRY.find(RewardSpec, "bright").distribution
+    twice = {"bright": {}, f"{owner}:bright": {}}
+    raw = GOOD | ({"reward": twice} if field == "reward" else {"eval": {"rewards": twice}})
+    assert refused(raw) == [f"r.yaml: {field}: bright is named twice; name it once"]
+
+
 def test_faults_of_fields_names_and_options_come_together() -> None:
     assert refused(
         {

@@ -15,11 +15,13 @@ from subprocess import DEVNULL, PIPE
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from sdpo_cli.api import LoadContext
+from sdpo_cli.api.remote import Question
 from sdpo_cli.api.tensors import ScoreRequest
 from sdpo_cli.engine.scoring import checked_score
-from sdpo_cli.errors import PluginError
+from sdpo_cli.errors import PluginError, UsageError
 from sdpo_cli.registry import load_registry
 
 INFO = {"protocol": 1, "reward": "light", "version": "1"}
@@ -248,6 +250,23 @@ def test_addresses_are_checked_before_anything_is_asked(urls, fault):
         load_registry().reward("http", {"urls": urls}, "x.yaml: reward")
     assert fault in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sécret", "sec ret"])
+def test_what_is_no_token_is_told_without_it(token, monkeypatch):
+    monkeypatch.setenv("SDPO_REWARD_TOKEN", token)
+    with pytest.raises(UsageError) as fault:
+        http("http://127.0.0.1:9")
+    assert str(fault.value) == (
+        "reward http: the environment variable SDPO_REWARD_TOKEN holds other than printable ASCII letters; "
+        "give it the servers' token, without a line break"
+    )
+
+
+def test_many_faults_of_a_question_are_one_error():
+    with pytest.raises(ValidationError) as fault:
+        Question.model_validate_json('{"images": [' + "{}," * 1000 + "{}]}")
+    assert {error["loc"][:2] for error in fault.value.errors()} == {("images", 0)}
 
 
 DOCS = Path(__file__).parents[2] / "docs" / "remote-rewards.md"

@@ -195,4 +195,11 @@ class TestRefusals:
             f"some/model: its scheduler clips clean estimates ({setting}), which no rollout does; "
             f"set {setting} to false in its scheduler_config.json, or name one as option scheduler"
         )
-        noise(DDIMScheduler, {"scheduler": "ddim"}, **{setting: True})
+        named = noise(DDIMScheduler, {"scheduler": "ddim"}, **{setting: True})
+        assert not named.scheduler.config[setting]  # a merged pipeline draws with it
+
+    def test_nothing_is_clipped_where_the_settings_leave_it_to_the_class(self):
+        settings = EulerDiscreteScheduler(**BETAS).config
+        assert "clip_sample" not in settings
+        options = UNetOptions(path="some/model", scheduler="ddim")
+        assert not noise_of(EulerDiscreteScheduler(**BETAS), options).scheduler.config.clip_sample

@@ -97,9 +97,10 @@ class FlowModel(TransformerModel):
 
     def __init__(self, pipeline: Any, source: str, options: FlowOptions) -> None:
         super().__init__(pipeline, source, options)
-        asked = {"shift": options.shift, "use_dynamic_shifting": False, "shift_terminal": None}
-        fixed = {} if options.shift is None else asked
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **fixed)
+        if options.shift is not None:  # a merged pipeline then draws as it was trained to
+            fixed = {"shift": options.shift, "use_dynamic_shifting": False, "shift_terminal": None}
+            pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **fixed)
+        self.scheduler = pipeline.scheduler
         noisy = self.scheduler.config.stochastic_sampling
         self.sampler = Sampler("renoise", 1.0) if noisy else Sampler("ddim", 0.0)
 

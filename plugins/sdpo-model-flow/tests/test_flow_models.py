@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import parity_flow
 import pytest
 import tiny
@@ -104,6 +105,12 @@ def test_lora_reaches_every_kind_of_block(name, checkpoints):
     assert few < many
 
 
+def test_the_vaes_normalisation_is_part_of_the_identity(checkpoints):
+    model = BY_NAME["flux2-klein"].load(checkpoints)
+    model.vae.bn.running_mean += 0.1
+    assert type(model)(model.pipeline, "here", model.options).identity != model.identity
+
+
 def test_a_known_shift_gives_known_levels(checkpoints):
     """Shift 3 of t is 3 t / (1 + 2 t)."""
     schedule = parity_flow.bare(BY_NAME["z-image"], checkpoints).schedule(4)
@@ -150,6 +157,18 @@ def test_a_fixed_shift_is_what_lightning_asks_of_the_scheduler(checkpoints):
     published.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=math.log(3))
     schedule = BY_NAME["qwen-image"].load(checkpoints, shift=3.0).schedule(4)
     torch.testing.assert_close(schedule.sigma.float(), published.sigmas[:-1])
+
+
+def test_a_merged_pipeline_keeps_the_fixed_shift(checkpoints, tmp_path):
+    family = BY_NAME["qwen-image"]
+    model = family.load(checkpoints, shift=3.0)
+    model.save_merged(tmp_path)
+    merged = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    merged.set_progress_bar_config(disable=True)
+    drawn = parity_flow.ours(family, model, 4)
+    assert tiny.biggest_difference(drawn, parity_flow.draw_officially(family, merged, 4).drawn) < 1e-4
+    own = parity_flow.ours(family, parity_flow.bare(family, checkpoints), 4)
+    assert tiny.biggest_difference(drawn, own) > 1e-2
 
 
 def test_a_lightning_lora_is_merged_as_the_official_pipeline_loads_it(checkpoints, tmp_path):

@@ -4,7 +4,7 @@ Sizes are read off the weights; what weights do not tell is fixed here.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
+from sdpo_cli.api.checkpoints import Shapes, check_shapes
+
 HEAD_WIDTH, PICTURE_HEAD_WIDTH = 128, 80
 """Widths of attention heads: 28 (4 for keys and values) share the 3584 of the text, 16 the 1280 of the pictures."""
 
 UNUSED = "lm_head."
 RENAMED = ((r"^visual\.", "body.visual."), (r"^model\.", "body.language_model."), (r"^rm_head\.", "head."))
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 class Network(nn.Module):
@@ -129,18 +129,6 @@ def fill(network: Network, weights: Mapping[str, Tensor], dtype: torch.dtype) ->
     named = {renamed(key): value for key, value in weights.items() if not key.startswith(UNUSED)}
     cast = {name: value.to(torch.float32 if name.startswith("head.") else dtype) for name, value in named.items()}
     network.load_state_dict(cast, assign=True)
-
-
-def check_shapes(wanted: Shapes, given: Shapes) -> None:
-    """ValueError, with an example of each fault, unless `given` has just the wanted names and shapes."""
-    faults = {
-        "missing": wanted.keys() - given.keys(),
-        "unknown": given.keys() - wanted.keys(),
-        "of another shape": {name for name in wanted.keys() & given.keys() if [*given[name]] != [*wanted[name]]},
-    }
-    said = [f"{len(names)} {what}, as {min(names)}" for what, names in faults.items() if names]
-    if said:
-        raise ValueError(f"with weights {', '.join(said)}")
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

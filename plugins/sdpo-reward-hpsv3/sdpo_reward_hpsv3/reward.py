@@ -8,10 +8,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sdpo_cli.api.checkpoints import Located, locate
 from sdpo_cli.api.lora import first_line
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_reward_hpsv3 import WEIGHTS, WORDS, Hpsv3Options
-from sdpo_reward_hpsv3.files import Located, locate
 from sdpo_reward_hpsv3.network import UNUSED, Network, empty_network, fill
 from sdpo_reward_hpsv3.pictures import PATCH, patches, sized
 from sdpo_reward_hpsv3.texts import Question, Questioner

@@ -1,8 +1,6 @@
-"""ImageReward's files: found in a folder or fetched, read, and one line that says what to do where they are wrong."""
+"""ImageReward's files, read, and one line that says what to do where they are wrong."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -11,9 +9,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from torch import Tensor
 
-from sdpo_cli.api import HubFiles
+from sdpo_cli.api.checkpoints import Located
 from sdpo_cli.api.clip_weights import read_tensors
-from sdpo_cli.api.hub import download_command, fetch
 from sdpo_cli.errors import ArtifactError
 
 LONGEST = 35
@@ -23,43 +20,12 @@ ADDED = ("[DEC]", "[ENC]")
 """BLIP's own words, numbered after the list's."""
 
 
-@dataclass(frozen=True)
-class Located:
-    """A file, and the command that fetches it anew."""
-
-    path: Path
-    command: str
-
-    def wrong(self, fault: str) -> ArtifactError:
-        """What to say where the file is not what it should be."""
-        return ArtifactError(fault, place=str(self.path), remedy=f"run `{self.command}`")
-
-
-def locate(folder: str | None, files: HubFiles, *names: str) -> Located:
-    """The first of `names` that `folder` has; without a folder that of `files`, fetched.
-
-    ArtifactError where there is none.
-    """
-    command = download_command(files)
-    if folder is None:
-        return Located(fetch(files) / files.files[0], f"{command} --force-download")
-    command = f"{command} --local-dir {folder}"
-    paths = [Path(folder, name) for name in names]
-    found = next(filter(Path.is_file, paths), None)
-    if found is None:
-        raise Located(Path(folder), command).wrong(f"no folder with {' or '.join(names)}")
-    return Located(found, command)
-
-
 def read_weights(file: Located) -> Mapping[str, Tensor]:
-    """Tensors by upstream's names; of a pickle nothing else is read. ArtifactError where there is anything else."""
+    """Tensors by upstream's names; of a pickle nothing else is read. ArtifactError where it cannot be."""
     try:
-        weights = read_tensors(file.path)
+        return read_tensors(file.path)
     except ArtifactError as error:
         raise file.wrong(error.fault) from error
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise file.wrong("holds something else than weights")
-    return weights
 
 
 def read_tokenizer(file: Located, known: int) -> Tokenizer:

@@ -5,13 +5,15 @@ defaults differ from the trained network and load without a word.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from accelerate import init_empty_weights
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from sdpo_cli.api.checkpoints import Shapes, check_shapes
 
 HEAD_WIDTH = 64
 """Width of an attention head: 16 heads for the 1024 of the pictures, 12 for the 768 of the text."""
@@ -32,8 +34,6 @@ RENAMED = (
     (r"^(vision\..*)\.attn\.", r"\1.self_attn."),
     (r"^(vision\..*)\.norm([12])\.", r"\1.layer_norm\2."),
 )
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 class Network(nn.Module):
@@ -118,22 +118,11 @@ def build(weights: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
     except (ArithmeticError, ValueError) as error:
         raise ValueError("with weights of sizes that do not go together") from error
     given = {renamed(key): value for key, value in used.items()}
-    check_shapes({name: value.shape for name, value in network.state_dict().items()}, given)
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    check_shapes(wanted, {name: value.shape for name, value in given.items()})
     cast = {name: value.to(torch.float32 if name.startswith("head.") else dtype) for name, value in given.items()}
     network.load_state_dict(cast, assign=True)
     return network.requires_grad_(False).train(False)
-
-
-def check_shapes(wanted: Shapes, given: Mapping[str, Tensor]) -> None:
-    """ValueError, with an example of each fault, unless `given` has just the wanted names and shapes."""
-    faults = {
-        "missing": wanted.keys() - given.keys(),
-        "unknown": given.keys() - wanted.keys(),
-        "of another shape": {name for name in wanted.keys() & given.keys() if given[name].shape != wanted[name]},
-    }
-    said = [f"{len(names)} {what}, as {min(names)}" for what, names in faults.items() if names]
-    if said:
-        raise ValueError(f"with weights {', '.join(said)}")
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

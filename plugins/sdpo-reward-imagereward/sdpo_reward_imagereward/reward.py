@@ -7,10 +7,11 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sdpo_cli.api.checkpoints import locate
 from sdpo_cli.api.images import clip_pixels
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_reward_imagereward import WEIGHTS, WORDS, ImageRewardOptions
-from sdpo_reward_imagereward.files import LONGEST, locate, read_tokenizer, read_weights
+from sdpo_reward_imagereward.files import LONGEST, read_tokenizer, read_weights
 from sdpo_reward_imagereward.network import Network, build
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
@@ -55,8 +56,8 @@ class ImageReward:
 
 def load_reward(options: ImageRewardOptions, device: str) -> ImageReward:
     """The reward on `device`. ArtifactError where files are missing or are not ImageReward's."""
-    weights = locate(options.path, WEIGHTS, "ImageReward.safetensors", *WEIGHTS.files)
-    words = locate(options.path, WORDS, *WORDS.files)
+    weights = locate(options.path, WEIGHTS, "ImageReward.safetensors")
+    words = locate(options.path, WORDS)
     try:
         network = build(read_weights(weights), getattr(torch, options.dtype))
     except ValueError as error:

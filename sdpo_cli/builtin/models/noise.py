@@ -18,6 +18,8 @@ from sdpo_cli.maths import Schedule
 from sdpo_cli.maths.transition import Prediction
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+UNCLIPPED = {"clip_sample": False, "thresholding": False}
+"""Of the scheduler that is read, and that a merged pipeline is given: by default some clip."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def noise_of(scheduler: Any, options: UNetOptions) -> Noise:
     rule = RULES[own if options.scheduler == "own" else options.scheduler]
     wanted = {"timestep_spacing": options.timestep_spacing, "prediction_type": options.prediction}
     changes = {name: value for name, value in wanted.items() if value != "own"}
-    made = rule.scheduler_class.from_config(scheduler.config, **changes)
+    made = rule.scheduler_class.from_config(scheduler.config, **changes, **UNCLIPPED)
     if made.config.prediction_type not in PREDICTIONS:
         raise ArtifactError(
             "its scheduler names no known prediction type",

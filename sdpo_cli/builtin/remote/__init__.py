@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from sdpo_cli.api import LoadContext, Options, RewardSpec, hookimpl
+from sdpo_cli.api import LoadContext, Options, RewardSpec, UsageError, hookimpl
 
 if TYPE_CHECKING:
     from sdpo_cli.api.tensors import Reward
@@ -63,10 +63,18 @@ class HttpOptions(Options):
 
 
 def load_http(options: HttpOptions, context: LoadContext) -> "Reward":
-    """A client that has asked every server what it serves. PluginError where they do not answer or differ."""
+    """A client that has asked every server what it serves. PluginError where they do not answer or differ.
+
+    UsageError where the variable holds what is no token.
+    """
+    from sdpo_cli.api.remote import is_token
     from sdpo_cli.builtin.remote.client import RemoteReward
 
-    return RemoteReward(options, os.environ.get(options.token_env) or None)
+    token = os.environ.get(options.token_env)
+    if token and not is_token(token):
+        fault = f"the environment variable {options.token_env} holds other than printable ASCII letters"
+        raise UsageError(fault, place="reward http", remedy="give it the servers' token, without a line break")
+    return RemoteReward(options, token or None)
 
 
 @hookimpl

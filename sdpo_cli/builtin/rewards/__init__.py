@@ -70,7 +70,7 @@ class ClipOptions(Options):
         default=None, description="file or folder of CLIP ViT-L/14 weights; OpenAI's from the model hub where null"
     )
     dtype: Literal["float32", "float16"] = Field(
-        default="float32", description="float16 is faster; scores move by 1 to 3 % of their spread"
+        default="float32", description="float16 is faster; scores move by up to 5 % of their spread"
     )
 
 

@@ -5,22 +5,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from sdpo_cli.api.images import centre_levels
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.builtin.rewards.captions import PutAttribute
-from sdpo_cli.maths.images import to_uint8
 
 FOLDER = Path(__file__).parents[2] / "assets" / "emoji-clip"
 CAPTIONS_KEPT = 4096
-LONGEST = 16
 
 
 class EmojiScorer:
@@ -48,7 +45,7 @@ class EmojiScorer:
         """Unit vectors of pictures 0..1 of any size; smaller or larger ones are resized as CLIP's processor does."""
         if not len(images):
             return self.no_vectors()
-        levels = fit_square(to_uint8(images), self.size).to(self.device)
+        levels = centre_levels(images.to(self.device), self.size)
         pooled = self.model.vision_model(pixel_values=levels.float() / 127.5 - 1).pooler_output
         return normalize(self.model.visual_projection(pooled), dim=-1)
 
@@ -124,29 +121,3 @@ class EmojiAttribute:
     def captions(self, prompt: str) -> tuple[str, ...]:
         """The competing captions, in the order of `kind`."""
         return tuple(self.put(prompt, attribute) for attribute in self.kind)
-
-
-def fit_square(levels: UInt8[Tensor, "B 3 H W"], size: int) -> UInt8[Tensor, "B 3 s s"]:
-    """Shortest side to `size` by Pillow's bicubic filter, then the centre: what CLIP's image processor does.
-
-    Pillow rounds between its two passes; a float resize of the same filter is several levels off. Of a strip only
-    the middle, LONGEST times as long as wide, is resized, for its whole would take any amount of memory.
-    """
-    height, width = levels.shape[-2:]
-    if (height, width) == (size, size):
-        return levels
-    short = min(height, width)
-    levels = centre(levels, min(height, LONGEST * short), min(width, LONGEST * short))
-    height, width = levels.shape[-2:]
-    new_height, new_width = int(size * height / short), int(size * width / short)
-    pictures = [
-        np.asarray(Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BICUBIC))
-        for picture in levels.permute(0, 2, 3, 1).cpu().numpy()
-    ]
-    return centre(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), size, size)
-
-
-def centre(levels: UInt8[Tensor, "B 3 H W"], height: int, width: int) -> UInt8[Tensor, "B 3 h w"]:
-    """The middle of pictures that are at least that large."""
-    top, left = (levels.shape[-2] - height) // 2, (levels.shape[-1] - width) // 2
-    return levels[..., top : top + height, left : left + width]
