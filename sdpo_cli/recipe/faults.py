@@ -194,9 +194,14 @@ def _adapter_rule(recipe: Recipe) -> Iterable[Fault]:
     model, lora = recipe.model, recipe.model.lora
     named = [name for name, value in lora if value is not None]
     if model.train == "full" and named:
-        yield f"model.lora.{named[0]}", "model.train full trains no LoRA", "leave model.lora out"
+        yield (
+            "model.lora",
+            f"model.train full trains no LoRA, so no {' and '.join(named)}",
+            "leave it out: model.lora={}",
+        )
     elif lora.start and named != ["start"]:
-        yield f"model.lora.{named[0]}", "comes from model.lora.start", "leave one of the two out"
+        others = " and ".join(name for name in named if name != "start")
+        yield "model.lora", f"start says {others} itself", "leave the rest out: model.lora={start: PATH}"
     if model.train == "full" and model.dtype == "float16":
         yield "model.dtype", "float16 is too coarse for the gradients of model.train full", "use bfloat16 or float32"
 

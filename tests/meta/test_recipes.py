@@ -3,7 +3,8 @@
 import pytest
 
 from sdpo_cli.recipe import shipped_recipes
-from sdpo_cli.registry import load_recipe
+from sdpo_cli.registry import load_recipe, load_registry
+from sdpo_cli.registry.offered import DISTRIBUTIONS
 
 RECIPES = shipped_recipes()
 PUBLISHED = [name for name in RECIPES if name.startswith("published/")]
@@ -40,3 +41,13 @@ def test_published_recipes_are_published_to_the_letter(name):
     assert recipe.objective.options["clip"] == 1e-4
     assert recipe.objective.options["dense"] == {"mode": "anchors", "anchor": "any"}
     assert recipe.model.lora.rank == 4
+
+
+def test_every_plug_in_of_this_repository_says_how_to_install_it():
+    theirs = {
+        plugin.spec.name: plugin.distribution
+        for plugin in load_registry().plugins
+        if plugin.distribution.startswith(("sdpo-reward-", "sdpo-model-"))
+    }
+    assert len(set(theirs.values())) == 7
+    assert theirs == DISTRIBUTIONS

@@ -18,12 +18,16 @@ def load(folder, model: str):
 
 
 FAULTS = {
-    "train: full, lora: {rank: 4}": "model.lora.rank: model.train full trains no LoRA; leave model.lora out",
+    "train: full, lora: {rank: 4}": (
+        "model.lora: model.train full trains no LoRA, so no rank; leave it out: model.lora={}"
+    ),
     "train: full, dtype: float16": (
         "model.dtype: float16 is too coarse for the gradients of model.train full; use bfloat16 or float32"
     ),
-    "lora: {start: run, rank: 8}": "model.lora.rank: comes from model.lora.start; leave one of the two out",
-    "lora: {start: run, targets: linear}": "model.lora.targets: comes from model.lora.start; leave one of the two out",
+    "lora: {start: run, rank: 8}": ("model.lora: start says rank itself; leave the rest out: model.lora={start: PATH}"),
+    "lora: {start: run, rank: 8, targets: linear}": (
+        "model.lora: start says rank and targets itself; leave the rest out: model.lora={start: PATH}"
+    ),
     "train: half": "model.train: 'half' should be 'lora' or 'full'",
 }
 

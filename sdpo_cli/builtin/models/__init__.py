@@ -73,7 +73,7 @@ def known_spec(row: Known) -> BaseModelSpec:
     """A row of the table as a plug-in."""
     return BaseModelSpec(
         name=row.name,
-        summary=f"{row.options['path']}: {row.steps} steps, {row.size} px, guidance {row.guidance}",
+        summary=f"{row.title}: {row.steps} step{'s' * (row.steps != '1')}, {row.size} px, guidance {row.guidance}",
         version="1",
         source=f"https://huggingface.co/{'/'.join(unpinned(row.weights).split('/')[:2])}",
         options=preset(UNetOptions, row.name, row.options),

@@ -57,6 +57,15 @@ class Known:
         return weights
 
     @property
+    def title(self) -> str:
+        """Its weights without their owner, and what they stand on where that is another checkpoint."""
+        own, base = (
+            path.rsplit("/", 1)[-1].partition("@")[0].removesuffix(".safetensors")
+            for path in (self.weights, self.options["path"])
+        )
+        return own if own == base else f"{own} on {base}"
+
+    @property
     def facts(self) -> dict[str, str]:
         """What `sdpo plugins show` says of it."""
         revision = self.options.get("revision")

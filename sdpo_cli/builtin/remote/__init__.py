@@ -65,12 +65,15 @@ class HttpOptions(Options):
 def load_http(options: HttpOptions, context: LoadContext) -> "Reward":
     """A client that has asked every server what it serves. PluginError where they do not answer or differ.
 
-    UsageError where the variable holds what is no token.
+    UsageError where the variable holds what is no token, or was named and is not there.
     """
     from sdpo_cli.api.remote import is_token
     from sdpo_cli.builtin.remote.client import RemoteReward
 
     token = os.environ.get(options.token_env)
+    if token is None and options.token_env != HttpOptions.model_fields["token_env"].default:
+        fault = f"the environment variable {options.token_env} of token_env is not set"
+        raise UsageError(fault, place="reward http", remedy="set it to the servers' token, or leave token_env out")
     if token and not is_token(token):
         fault = f"the environment variable {options.token_env} holds other than printable ASCII letters"
         raise UsageError(fault, place="reward http", remedy="give it the servers' token, without a line break")
