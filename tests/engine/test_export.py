@@ -1,6 +1,7 @@
 """An exported adapter draws elsewhere what it draws here, in every form."""
 
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -209,13 +210,15 @@ def test_kohyas_names_for_sdxl_are_converted_with_their_alphas(tmp_path):
         assert tiny.biggest_difference(unet.get_submodule(name).weight, base[name] + change) < 1e-5
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """A limit on the size of files, in place of a full disk."""
+    """A limit on the size of files, in place of a full disk. Not for longer: it holds for pytest's own output too."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, usual[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 @pytest.fixture
@@ -227,8 +230,8 @@ ORDERS = [Order("diffusers"), Order("kohya"), Order("merged"), Order("merged", d
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_full_disk_leaves_nothing(shaken_adapter, small_disk, tmp_path, order):
-    with pytest.raises(ArtifactError) as fault:
+def test_a_full_disk_leaves_nothing(shaken_adapter, tmp_path, order):
+    with pytest.raises(ArtifactError) as fault, small_disk():
         exported(shaken_adapter, order, tmp_path / "out")
     reason = "cannot be written (File too large); check the folder and its permissions"
     assert str(fault.value) == f"{tmp_path / 'out'}: {reason}"
