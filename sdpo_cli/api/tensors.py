@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sdpo_cli.maths import Kernel as Kernel
 from sdpo_cli.maths import Schedule as Schedule
-from sdpo_cli.maths.dense_reward import AnchorRule
+from sdpo_cli.maths.dense_reward import AnchorRule, Predictor
 from sdpo_cli.maths.returns import Credit
 
 Conditioning = Mapping[str, Tensor]
@@ -199,43 +199,58 @@ class LearningPlan:
         dense: `anchors`: reward at first, last and anchor step, the rest predicted; `exact`: queried at every step;
             `final`: the last clean estimate's reward stands for every step.
         anchor: rule for the anchor step.
+        predictor: how the rewards between the queried ones are predicted; see `sdpo_cli.maths`.
         credit: which clean estimate's reward an action is credited with.
         gamma: discount of later rewards.
+        advantage: what a return is compared with: `prompt`, the latest returns of its prompt at its step; `group`, the
+            other rollouts of its prompt in this epoch.
         statistics_size, statistics_min_count: of the per-prompt return statistics.
         advantage_clip: limit of the advantages, in standard deviations.
+        updates: `shuffled`: an optimiser step for one action of each prompt in the batch, every prompt's actions in an
+            order of its own; `accumulated`: one optimiser step for all actions of a batch, each with its own loss;
+            `trajectory`: one optimiser step for whole trajectories, whose actions the loss sees together.
+        reference: whether the loss compares with the base model, the adapter left out.
     """
 
     rollouts: int = 2
     shared_noise: bool = True
     dense: Literal["anchors", "exact", "final"] = "anchors"
     anchor: AnchorRule = "interior"
+    predictor: Predictor = "cosine"
     credit: Credit = "next"
     gamma: float = 0.99
+    advantage: Literal["prompt", "group"] = "prompt"
     statistics_size: int = 32
     statistics_min_count: int = 16
     advantage_clip: float = 5.0
+    updates: Literal["shuffled", "accumulated", "trajectory"] = "shuffled"
+    reference: bool = False
 
 
 @dataclass(frozen=True)
 class LossBatch:
-    """One step of each of B prompts, for all R rollouts. Log-probabilities are means over latent elements.
+    """One action of each of B prompts, for all R rollouts. Log-probabilities are means over latent elements.
+
+    With `LearningPlan.updates` `trajectory`, all actions of each prompt: every shape has a last axis, the actions.
 
     Attributes:
         log_prob_new: under the policy being trained; carries the gradient.
         log_prob_old: under the policy that sampled.
         advantage: clipped, in standard deviations.
-        step: which step of its trajectory each prompt is at; the same for its rollouts.
+        step: which step of its trajectory each action is; the same for a prompt's rollouts.
+        log_prob_reference: under the base model; None unless `LearningPlan.reference` asks for it.
     """
 
-    log_prob_new: Float[Tensor, "R B"]
-    log_prob_old: Float[Tensor, "R B"]
-    advantage: Float[Tensor, "R B"]
-    step: Int[Tensor, " B"]
+    log_prob_new: Float[Tensor, "R B *actions"]
+    log_prob_old: Float[Tensor, "R B *actions"]
+    advantage: Float[Tensor, "R B *actions"]
+    step: Int[Tensor, " B *actions"]
+    log_prob_reference: Float[Tensor, "R B *actions"] | None = None
 
 
 @dataclass(frozen=True)
 class ObjectiveResult:
-    """A loss, the mean over the B prompts, and further means over them for the log."""
+    """A loss, the mean over the B prompts, and further means over them for the log; each log entry detached."""
 
     loss: Float[Tensor, ""]
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)

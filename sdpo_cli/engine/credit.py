@@ -24,8 +24,11 @@ from sdpo_cli.maths import (
     clip_advantages,
     cosine_similarities,
     discounted_returns,
+    group_advantages,
+    interpolate_along_arc,
     key_steps,
     predict_dense_rewards,
+    predict_sharpened_rewards,
     stepwise_advantages,
     write_true_rewards,
 )
@@ -162,14 +165,19 @@ def dense_rewards(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan) ->
         return scored.reward[..., -1:].expand(shape)
     if plan.dense == "exact":
         return write_true_rewards(scored.reward.new_zeros(shape), scored.key_step, scored.reward)
+    if plan.predictor == "arc":
+        return interpolate_along_arc(rollouts.x0, scored.key_step, scored.reward)
     similarity = torch.stack([cosine_similarities(rollouts.x0, step) for step in scored.key_step.unbind(-1)], dim=-2)
-    return write_true_rewards(predict_dense_rewards(similarity, scored.reward), scored.key_step, scored.reward)
+    predict = predict_sharpened_rewards if plan.predictor == "sharpened" else predict_dense_rewards
+    return write_true_rewards(predict(similarity, scored.reward), scored.key_step, scored.reward)
 
 
 def assign_credit(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan, statistics: StepStatistics) -> Credited:
     """Dense rewards, discounted returns and clipped stepwise advantages."""
     dense = dense_rewards(rollouts, scored, plan)
     returns = discounted_returns(align_credit(dense, plan.credit), plan.gamma)
+    if plan.advantage == "group":
+        return Credited(dense, clip_advantages(group_advantages(returns), plan.advantage_clip), statistics)
     prompts = [prompt.text for prompt in rollouts.draw.prompts] * plan.rollouts
     advantages, statistics = stepwise_advantages(statistics, prompts, returns.flatten(0, 1).cpu())
     advantage = clip_advantages(advantages, plan.advantage_clip).view_as(returns).to(returns.device)

@@ -42,6 +42,7 @@ class Rollouts:
         x0: clean estimate of every step.
         log_prob: of every sampled step; 0 where the step has no density.
         shared_noise: whether a prompt's rollouts started from the same noise, so that their first estimates are one.
+        reference_x0: the base model's clean estimates of the same states, where they were asked for.
     """
 
     draw: Draw
@@ -50,6 +51,7 @@ class Rollouts:
     x0: Float[Tensor, "R B S C H W"]
     log_prob: Float[Tensor, "R B S"]
     shared_noise: bool
+    reference_x0: Float[Tensor, "R B S C H W"] | None = None
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, epoch: int, seed: int) -> list[Prompt]:

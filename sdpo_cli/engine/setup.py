@@ -22,8 +22,8 @@ from sdpo_cli.maths import Kernel, kernel_for, with_floor
 from sdpo_cli.recipe import ModelSection, Recipe, RewardChoice
 from sdpo_cli.registry import Chosen, ResolvedRecipe
 
-CPU_MICRO_BATCH = 16
-"""Pairs in a forward pass on a CPU: larger ones are no faster there and take memory."""
+CPU_MICRO_BATCH = 32
+"""Rollouts in a forward pass on a CPU: larger ones are no faster there and take memory."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     for steps in recipe.eval.steps:
         model.schedule(steps)
     batch = recipe.rollout.pairs if recipe.train.batch == "all" else recipe.train.batch
-    automatic = min(batch, CPU_MICRO_BATCH) if device.type == "cpu" else batch
+    automatic = min(batch, max(1, CPU_MICRO_BATCH // objective.plan.rollouts)) if device.type == "cpu" else batch
     micro_batch = automatic if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
     return Setup(recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch)
 

@@ -38,11 +38,12 @@ from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
+from sdpo_cli.engine.reference import LOGGED_PAIRS, kl_from_base, with_reference
 from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, joined_rollouts, roll_out_parts
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
 from sdpo_cli.engine.signals import held
-from sdpo_cli.engine.update import Update, check_ratio_is_one, plan_updates, update_policy
+from sdpo_cli.engine.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
 
@@ -210,13 +211,29 @@ def run_epoch(
 
     yield StageStarted("update", epoch, recipe.train.epochs)
     with clock.stage("update"):
-        updates = plan_updates(rollouts, actions, batch=setup.batch, seed=recipe.seed, epoch=epoch)
-        learn = partial(update_policy, setup.model, setup.objective, run.optimizer, rollouts, credited.advantage)
-        learnt, micro_batch = learn(updates, recipe.train.max_grad_norm, micro_batch)
+        rollouts, divergence = compared_with_base(setup, rollouts, actions, micro_batch)
+        updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=recipe.seed, epoch=epoch)
+        lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
+        learnt, micro_batch = update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
     progress = advanced(snapshot.progress, rollouts, scored, updates)
-    metrics = epoch_metrics(progress, scored, credited, plan, actions, {**gap, **learnt})
+    metrics = epoch_metrics(progress, scored, credited, plan, actions, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
+
+
+def compared_with_base(
+    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int
+) -> tuple[Rollouts, dict[str, float]]:
+    """The rollouts with what the loss needs of the base model, and how far the policy is from it.
+
+    Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
+    """
+    needed = setup.objective.plan.reference or setup.recipe.train.kl > 0
+    if not needed and setup.recipe.model.train == "full":
+        return rollouts, {}
+    logged = min(LOGGED_PAIRS, len(rollouts.draw))
+    compared = with_reference(setup.model, rollouts, actions, batch, prompts=None if needed else logged)
+    return compared if needed else rollouts, {"kl_base": kl_from_base(compared, actions, logged)}
 
 
 def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:

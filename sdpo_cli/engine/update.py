@@ -1,4 +1,4 @@
-"""Step-shuffled policy updates: S optimiser steps where a trajectory-level method makes one.
+"""Policy updates. SDPO's are step-shuffled: S optimiser steps where a trajectory-level method makes one.
 
 Source: arXiv 2411.11727, parts 4 to 6 of SDPO.
 """
@@ -12,46 +12,72 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdpo_cli.api.tensors import BaseModel, LossBatch, Objective, ObjectiveResult
+from sdpo_cli.api.tensors import BaseModel, LearningPlan, LossBatch, Objective, ObjectiveResult
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.randomness import generator, shuffled
-from sdpo_cli.engine.rollout import Rollouts, denoise_rollouts, take
+from sdpo_cli.engine.rollout import Draw, Rollouts, denoise_rollouts, take
 from sdpo_cli.errors import TrainingError
-from sdpo_cli.maths import gaussian_log_prob, step_mean
+from sdpo_cli.maths import gaussian_kl, gaussian_log_prob, step_mean
 
 
 @dataclass(frozen=True)
 class Update:
-    """One optimiser step: which pairs, and which step of each."""
+    """One optimiser step: which pairs, and which step of each, or with an axis of actions all steps of each."""
 
     pairs: Int[Tensor, " N"]
-    step: Int[Tensor, " N"]
+    step: Int[Tensor, " N *actions"]
 
 
-def plan_updates(rollouts: Rollouts, actions: Sequence[int], *, batch: int, seed: int, epoch: int) -> list[Update]:
-    """Every pair goes through its actions in an order of its own; one update a place in that order and a batch."""
-    numbers = range(rollouts.draw.first, rollouts.draw.first + len(rollouts.draw))
-    choices = torch.tensor(actions)
-    order = torch.stack([choices[shuffled(len(actions), generator(seed, "steps", number))] for number in numbers])
+@dataclass(frozen=True)
+class Replay:
+    """Actions of N pairs under the policy as it is now, and under the base model where that was asked for.
+
+    Attributes:
+        log_prob: of the sampled next states; carries the gradient.
+        log_prob_reference: the same under the base model.
+        kl: exact divergence from the base model, nats per element; carries the gradient.
+    """
+
+    log_prob: Float[Tensor, "R N"]
+    log_prob_reference: Float[Tensor, "R N"] | None
+    kl: Float[Tensor, "R N"] | None
+
+
+def plan_updates(
+    rollouts: Rollouts, actions: Sequence[int], plan: LearningPlan, *, batch: int, seed: int, epoch: int
+) -> list[Update]:
+    """The optimiser steps of an epoch, `batch` pairs in each, as the plan's `updates` says."""
     pairs = torch.tensor(shuffled(len(rollouts.draw), generator(seed, "batches", epoch)))
     device = rollouts.x_t.device
-    return [
-        Update(rows.to(device), order[rows, place].to(device))
-        for place in range(len(actions))
-        for rows in pairs.split(batch)
-    ]
+    batches = [rows.to(device) for rows in pairs.split(batch)]
+    if plan.updates == "shuffled":
+        order = shuffled_actions(rollouts.draw, actions, seed).to(device)
+        return [Update(rows, order[rows, place]) for place in range(len(actions)) for rows in batches]
+    every = torch.tensor(actions, device=device)
+    if plan.updates == "trajectory":
+        return [Update(rows, every.expand(len(rows), -1)) for rows in batches]
+    return [Update(rows.repeat_interleave(len(actions)), every.repeat(len(rows))) for rows in batches]
 
 
-def replay_log_prob(
-    model: BaseModel, rollouts: Rollouts, pairs: Int[Tensor, " N"], step: Int[Tensor, " N"]
-) -> Float[Tensor, "R N"]:
-    """Log-probability of the sampled next states under the policy as it is now; carries the gradient."""
+def shuffled_actions(draw: Draw, actions: Sequence[int], seed: int) -> Int[Tensor, "B A"]:
+    """Every pair's actions in an order of its own."""
+    choices, numbers = torch.tensor(actions), range(draw.first, draw.first + len(draw))
+    return torch.stack([choices[shuffled(len(actions), generator(seed, "steps", number))] for number in numbers])
+
+
+def replay(model: BaseModel, rollouts: Rollouts, pairs: Int[Tensor, " N"], step: Int[Tensor, " N"]) -> Replay:
+    """The sampled actions once more, one of each of N pairs (a pair may come several times)."""
     x_t, x_next = rollouts.x_t[:, pairs, step], rollouts.x_t[:, pairs, step + 1]
     at = rollouts.kernel.at(step)
     shared = (step == 0) & rollouts.shared_noise
     x0 = denoise_rollouts(model, x_t, at, take(rollouts.draw.conditioning, pairs), shared)
     wide = rollouts.kernel.at(step.expand(len(x_t), -1))
-    return gaussian_log_prob(x_next, step_mean(x_t, x0, wide), wide.std)
+    mean = step_mean(x_t, x0, wide)
+    log_prob = gaussian_log_prob(x_next, mean, wide.std)
+    if rollouts.reference_x0 is None:
+        return Replay(log_prob, None, None)
+    reference = step_mean(x_t, rollouts.reference_x0[:, pairs, step], wide)
+    return Replay(log_prob, gaussian_log_prob(x_next, reference, wide.std), gaussian_kl(mean, reference, wide.std))
 
 
 @torch.no_grad()
@@ -65,7 +91,7 @@ def check_ratio_is_one(
     rows = torch.arange(min(pairs, len(rollouts.draw)), device=rollouts.x_t.device)
     differences = []
     for step in actions:
-        replayed = replay_log_prob(model, rollouts, rows, torch.full_like(rows, step))
+        replayed = replay(model, rollouts, rows, torch.full_like(rows, step)).log_prob
         differences.append(float((replayed - rollouts.log_prob[:, rows, step]).abs().nan_to_num(torch.inf).max()))
     worst = max(differences)
     if worst > tolerance:
@@ -77,15 +103,27 @@ def check_ratio_is_one(
     return worst
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What an epoch has to learn from, and how.
+
+    Attributes:
+        objective: whose loss is descended.
+        rollouts: what was sampled, with the base model's estimates where objective or `kl` need them.
+        advantage: of each action.
+        kl: weight of the divergence from the base model in the loss.
+        max_grad_norm: longer gradients are scaled down to it.
+    """
+
+    objective: Objective
+    rollouts: Rollouts
+    advantage: Float[Tensor, "R B S"]
+    kl: float
+    max_grad_norm: float
+
+
 def update_policy(
-    model: BaseModel,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    rollouts: Rollouts,
-    advantage: Float[Tensor, "R B S"],
-    updates: Sequence[Update],
-    max_grad_norm: float,
-    micro_batch: int,
+    model: BaseModel, optimizer: torch.optim.Optimizer, lesson: Lesson, updates: Sequence[Update], micro_batch: int
 ) -> tuple[Mapping[str, float], int]:
     """Make all updates of an epoch, with a smaller micro-batch where memory runs out.
 
@@ -93,7 +131,7 @@ def update_policy(
     """
     totals: dict[str, list[float]] = {}
     for update in updates:
-        attempt = partial(attempt_update, model, objective, optimizer, rollouts, advantage, update, max_grad_norm)
+        attempt = partial(attempt_update, model, optimizer, lesson, update)
         metrics, micro_batch = fitting(attempt, micro_batch, "pair")
         for name, value in metrics.items():
             totals.setdefault(name, []).append(value)
@@ -101,21 +139,18 @@ def update_policy(
 
 
 def attempt_update(
-    model: BaseModel,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    rollouts: Rollouts,
-    advantage: Float[Tensor, "R B S"],
-    update: Update,
-    max_grad_norm: float,
-    micro_batch: int,
+    model: BaseModel, optimizer: torch.optim.Optimizer, lesson: Lesson, update: Update, micro_batch: int
 ) -> dict[str, float]:
-    """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when it is not finite."""
+    """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when it is not finite.
+
+    `micro_batch` counts actions: whole trajectories share it, one at least in each part.
+    """
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     scale = gradient_scale(model)
-    for rows in torch.arange(len(update.pairs), device=update.pairs.device).split(micro_batch):
-        result = step_loss(model, objective, rollouts, advantage, update.pairs[rows], update.step[rows])
+    fits = max(1, micro_batch // update.step[0].numel())
+    for rows in torch.arange(len(update.pairs), device=update.pairs.device).split(fits):
+        result = lesson_loss(model, lesson, update.pairs[rows], update.step[rows])
         share = len(rows) / len(update.pairs)
         (result.loss * share * scale).backward()
         for name, value in {"loss": result.loss, **result.metrics}.items():
@@ -124,12 +159,12 @@ def attempt_update(
     for weight in weights:
         if weight.grad is not None:
             weight.grad /= scale
-    norm = float(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm))
+    norm = float(torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm))
     wrong = [f"{name} is {value}" for name, value in {**sums, "grad_norm": norm}.items() if not math.isfinite(value)]
     if wrong:
         raise TrainingError(
             f"{', '.join(wrong)}; no weight was changed",
-            place=f"update of steps {sorted(set(update.step.tolist()))}",
+            place=f"update of steps {update.step.unique().tolist()}",
             remedy="lower train.learning_rate, or use model.dtype float32",
         )
     optimizer.step()
@@ -145,20 +180,23 @@ def gradient_scale(model: BaseModel) -> float:
     return 2.0 ** int(math.log2(math.prod(model.latent_shape)))
 
 
-def step_loss(
-    model: BaseModel,
-    objective: Objective,
-    rollouts: Rollouts,
-    advantage: Float[Tensor, "R B S"],
-    pairs: Int[Tensor, " N"],
-    step: Int[Tensor, " N"],
+def lesson_loss(
+    model: BaseModel, lesson: Lesson, pairs: Int[Tensor, " N"], step: Int[Tensor, " N *actions"]
 ) -> ObjectiveResult:
-    """The objective's loss of one step of each of N pairs."""
-    return objective.loss(
+    """The objective's loss of one action, or all actions, of each of N pairs; with the divergence where it counts."""
+    rollouts, shape = lesson.rollouts, (len(lesson.advantage), *step.shape)
+    each = pairs.repeat_interleave(step[0].numel())
+    replayed = replay(model, rollouts, each, step.flatten())
+    reference = replayed.log_prob_reference
+    result = lesson.objective.loss(
         LossBatch(
-            log_prob_new=replay_log_prob(model, rollouts, pairs, step),
-            log_prob_old=rollouts.log_prob[:, pairs, step],
-            advantage=advantage[:, pairs, step],
+            log_prob_new=replayed.log_prob.view(shape),
+            log_prob_old=rollouts.log_prob[:, each, step.flatten()].view(shape),
+            advantage=lesson.advantage[:, each, step.flatten()].view(shape),
             step=step,
+            log_prob_reference=None if reference is None else reference.view(shape),
         )
     )
+    if not lesson.kl:
+        return result
+    return ObjectiveResult(result.loss + lesson.kl * replayed.kl.mean(), result.metrics)

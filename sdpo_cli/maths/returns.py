@@ -66,6 +66,15 @@ def stepwise_advantages(
     return advantages, StepStatistics(statistics.size, statistics.min_count, kept)
 
 
+def group_advantages(returns: Float[Tensor, "R B S"]) -> Float[Tensor, "R B S"]:
+    """A = (G - mean) / (std + 1e-6), mean and std (the population's) over the R rollouts of a prompt.
+
+    Source: GRPO, arXiv 2402.03300; for pictures Flow-GRPO, arXiv 2505.05470, eq. 7.
+    """
+    std = returns.std(dim=0, correction=0) + 1e-6
+    return (returns - returns.mean(dim=0)) / std
+
+
 def clip_advantages(advantage: Float[Tensor, "*batch S"], limit: float) -> Float[Tensor, "*batch S"]:
     """Advantages held to -limit..limit (standard deviations; the published limit is 5)."""
     return advantage.clamp(-limit, limit)

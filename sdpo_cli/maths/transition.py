@@ -214,3 +214,13 @@ def gaussian_log_prob(
     spread = std[..., None, None, None]
     log_density = -((x - mean) ** 2) / (2 * spread**2) - spread.log() - 0.5 * math.log(2 * math.pi)
     return log_density.mean(dim=(-3, -2, -1))
+
+
+def gaussian_kl(
+    mean: Float[Tensor, "*batch C H W"], other: Float[Tensor, "*batch C H W"], std: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Mean over latent elements of KL(N(mean, std²) ‖ N(other, std²)) = (mean - other)² / (2 std²), nats per element.
+
+    Source: Flow-GRPO, arXiv 2505.05470, eq. 12 (of one step).
+    """
+    return ((mean - other) ** 2).mean(dim=(-3, -2, -1)) / (2 * std**2)

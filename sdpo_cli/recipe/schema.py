@@ -120,6 +120,12 @@ class TrainSection(Section):
         default="auto", description="Pairs in one forward and backward pass; it changes memory and speed alone."
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
+    kl: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight in the loss of the KL divergence from the base model, nats per latent element; it costs a "
+        "network evaluation an action.",
+    )
     weight_decay: float = Field(default=1e-4, ge=0, description="Weight decay of AdamW.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the mean squared gradient.")

@@ -36,7 +36,7 @@ def objective_laws(objective: Objective) -> list[Stage]:
 
 
 class _Trial:
-    """An objective under trial, with three prompts at three steps; later rollouts are better."""
+    """An objective under trial, with three prompts, at a step each or with two actions; later rollouts are better."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective, self.rollouts = objective, objective.plan.rollouts
@@ -44,8 +44,12 @@ class _Trial:
     @cached_property
     def batch(self) -> LossBatch:
         advantage = (torch.linspace(-1, 1, self.rollouts)[:, None] + 0.25) * torch.tensor([1.0, 0.5, 2.0])
-        old = noise(self.rollouts, 3)
-        return LossBatch(old.clone().requires_grad_(), old, advantage, torch.tensor([0, 1, 2]))
+        step = torch.tensor([0, 1, 2])
+        if self.objective.plan.updates == "trajectory":
+            advantage, step = advantage[..., None].expand(-1, -1, 2), torch.tensor([[0, 1]] * 3)
+        old = noise(*advantage.shape)
+        reference = old.clone() if self.objective.plan.reference else None
+        return LossBatch(old.clone().requires_grad_(), old, advantage, step, reference)
 
     @cached_property
     def result(self) -> ObjectiveResult:
@@ -69,7 +73,7 @@ class _Trial:
 
     def order_free(self) -> None:
         order, batch = torch.tensor([2, 0, 1]), self.batch
-        shuffled = LossBatch(
-            batch.log_prob_new[:, order], batch.log_prob_old[:, order], batch.advantage[:, order], batch.step[order]
-        )
+        tables = (batch.log_prob_new, batch.log_prob_old, batch.advantage, batch.log_prob_reference)
+        new, old, advantage, reference = (None if table is None else table[:, order] for table in tables)
+        shuffled = LossBatch(new, old, advantage, batch.step[order], reference)
         require(close(self.objective.loss(shuffled).loss, self.result.loss), "another order gives another loss")

@@ -26,7 +26,7 @@ from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.engine.rollout import encode_distinct, roll_out
 from sdpo_cli.engine.sampling import sample_latents
-from sdpo_cli.engine.update import replay_log_prob
+from sdpo_cli.engine.update import replay
 from sdpo_cli.maths import kernel_for, with_floor
 
 SEEDS, TEXTS = [0, 1, 12345], ["cat", "two dogs", "owl"]
@@ -160,7 +160,7 @@ def replayed(dtype: str, family: Family, folder: Path) -> float:
     rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 2)
     pairs = torch.arange(5)
     with torch.no_grad():
-        log_prob = replay_log_prob(model, rollouts, pairs, pairs % 4)
+        log_prob = replay(model, rollouts, pairs, pairs % 4).log_prob
     return tiny.biggest_difference(log_prob, rollouts.log_prob[:, pairs, pairs % 4])
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sdpo_cli.api import LoadContext
 from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.builtin.objectives import SdpoOptions
+from sdpo_cli.builtin.objectives.options import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.engine.setup import check_noise
 from sdpo_cli.errors import SdpoError

@@ -7,7 +7,7 @@ from torch.distributions import Normal
 
 from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.engine.rollout import draw_prompts, roll_out
-from sdpo_cli.engine.update import check_ratio_is_one, replay_log_prob
+from sdpo_cli.engine.update import check_ratio_is_one, replay
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, step_mean, with_floor
 
@@ -74,7 +74,7 @@ def test_log_probability_is_the_mean_of_the_normal_density(model, transition):
 def test_replayed_log_probabilities_equal_the_sampled_ones(model):
     rollouts = roll_out(model, kernel(model), tiny.draw(model), PAIR, 0, 5)
     step = torch.tensor([0, 1, 2, 0, 1])
-    replayed = replay_log_prob(model, rollouts, torch.arange(5), step)
+    replayed = replay(model, rollouts, torch.arange(5), step).log_prob
     assert tiny.biggest_difference(replayed, rollouts.log_prob[:, torch.arange(5), step]) < 1e-5
     assert check_ratio_is_one(model, rollouts, [0, 1], pairs=3, tolerance=1e-5) < 1e-5
 
@@ -99,7 +99,7 @@ def test_gradient_through_the_shared_first_step_equals_separate_calls(model):
         one = type(rollouts)(
             rollouts.draw, rollouts.kernel, rollouts.x_t, rollouts.x0, rollouts.log_prob, shared_noise=plan
         )
-        log_prob = replay_log_prob(model, one, torch.arange(5), torch.tensor([0, 0, 1, 2, 0]))
+        log_prob = replay(model, one, torch.arange(5), torch.tensor([0, 0, 1, 2, 0])).log_prob
         loss = (log_prob * torch.tensor([[1.0], [-2.0]])).sum()
         gradients.append(torch.autograd.grad(loss, list(model.trainable().values())))
     for shared, separate in zip(*gradients, strict=True):

@@ -5,13 +5,15 @@ import tiny
 import torch
 
 from sdpo_cli.api import LoadContext
-from sdpo_cli.api.tensors import LearningPlan
+from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.builtin.objectives import SdpoOptions
+from sdpo_cli.builtin.objectives.options import RebelOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
+from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
+from sdpo_cli.engine.reference import kl_from_base, with_reference
 from sdpo_cli.engine.rollout import roll_out
-from sdpo_cli.engine.update import attempt_update, plan_updates, update_policy
+from sdpo_cli.engine.update import Lesson, Update, attempt_update, plan_updates, replay, update_policy
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 
@@ -42,9 +44,13 @@ def optimizer(model):
     return torch.optim.SGD(list(model.trainable().values()), lr=1.0)
 
 
+def lesson(rollouts, advantage, objective=None, max_grad_norm=1e9, kl=0.0):
+    return Lesson(objective or Sdpo(SdpoOptions()), rollouts, advantage, kl, max_grad_norm)
+
+
 @pytest.mark.parametrize("batch", [2, 5])
 def test_every_action_of_every_pair_is_taken_once_in_an_order_of_its_own(rollouts, batch):
-    updates = plan_updates(rollouts, ACTIONS, batch=batch, seed=0, epoch=1)
+    updates = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=batch, seed=0, epoch=1)
     assert len(updates) == 3 * -(-5 // batch)
     taken = [(int(p), int(s)) for one in updates for p, s in zip(one.pairs, one.step, strict=True)]
     assert sorted(taken) == [(pair, step) for pair in range(5) for step in ACTIONS]
@@ -56,7 +62,7 @@ def test_shuffles_follow_the_seed_and_the_epoch(rollouts):
     def plan(seed, epoch):
         return [
             (one.pairs.tolist(), one.step.tolist())
-            for one in plan_updates(rollouts, ACTIONS, batch=2, seed=seed, epoch=epoch)
+            for one in plan_updates(rollouts, ACTIONS, LearningPlan(), batch=2, seed=seed, epoch=epoch)
         ]
 
     assert plan(0, 1) == plan(0, 1)
@@ -66,9 +72,9 @@ def test_shuffles_follow_the_seed_and_the_epoch(rollouts):
 
 def moved(model, rollouts, advantage, micro_batch):
     before = weights(model)
-    update = plan_updates(rollouts, ACTIONS, batch=5, seed=0, epoch=1)[0]
+    update = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=5, seed=0, epoch=1)[0]
     objective = Sdpo(SdpoOptions(clip=0.0))
-    metrics = attempt_update(model, objective, optimizer(model), rollouts, advantage, update, 1e9, micro_batch)
+    metrics = attempt_update(model, optimizer(model), lesson(rollouts, advantage, objective), update, micro_batch)
     step = weights(model) - before
     with torch.no_grad():
         start = 0
@@ -89,11 +95,9 @@ def test_micro_batches_add_up_to_the_whole_gradient(model, rollouts, advantage, 
 
 def test_the_gradient_is_that_of_the_pairwise_policy_gradient(model, rollouts, advantage):
     """At ratio 1, dL/dθ = -2 mean w ΔA d(Δρ)/dθ: the loss written out by hand."""
-    from sdpo_cli.engine.update import replay_log_prob
-
     step, _ = moved(model, rollouts, advantage, 5)
-    update = plan_updates(rollouts, ACTIONS, batch=5, seed=0, epoch=1)[0]
-    log_prob = replay_log_prob(model, rollouts, update.pairs, update.step)
+    update = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=5, seed=0, epoch=1)[0]
+    log_prob = replay(model, rollouts, update.pairs, update.step).log_prob
     chosen = advantage[:, update.pairs, update.step]
     weight = 0.99 ** update.step.float()
     surrogate = (-2 * weight * (chosen[0] - chosen[1]) * (log_prob[0] - log_prob[1])).mean()
@@ -103,8 +107,8 @@ def test_the_gradient_is_that_of_the_pairwise_policy_gradient(model, rollouts, a
 
 def test_the_gradient_is_scaled_to_its_longest_norm(model, rollouts, advantage):
     before = weights(model)
-    update = plan_updates(rollouts, ACTIONS, batch=5, seed=0, epoch=1)[0]
-    metrics = attempt_update(model, Sdpo(SdpoOptions()), optimizer(model), rollouts, advantage, update, 1e-3, 5)
+    update = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=5, seed=0, epoch=1)[0]
+    metrics = attempt_update(model, optimizer(model), lesson(rollouts, advantage, max_grad_norm=1e-3), update, 5)
     assert metrics["grad_norm"] > 1e-3
     assert float((weights(model) - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
@@ -112,9 +116,9 @@ def test_the_gradient_is_scaled_to_its_longest_norm(model, rollouts, advantage):
 def test_what_is_not_finite_changes_no_weight(model, rollouts, advantage):
     before = weights(model)
     advantage[0, 1, 0] = torch.nan
-    updates = plan_updates(rollouts, [0], batch=5, seed=0, epoch=1)
+    updates = plan_updates(rollouts, [0], LearningPlan(), batch=5, seed=0, epoch=1)
     with pytest.raises(TrainingError) as fault:
-        update_policy(model, Sdpo(SdpoOptions()), optimizer(model), rollouts, advantage, updates, 1.0, 5)
+        update_policy(model, optimizer(model), lesson(rollouts, advantage, max_grad_norm=1.0), updates, 5)
     assert str(fault.value) == (
         "update of steps [0]: loss is nan, grad_norm is nan; no weight was changed; "
         "lower train.learning_rate, or use model.dtype float32"
@@ -130,12 +134,12 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_no_update(model, rollout
             raise torch.OutOfMemoryError("more than the card has")
         return denoise(x_t, at, conditioning)
 
-    updates = plan_updates(rollouts, ACTIONS, batch=5, seed=0, epoch=1)[:1]
+    updates = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=5, seed=0, epoch=1)[:1]
     expected, _ = moved(model, rollouts, advantage, 2)
     monkeypatch.setattr(model, "denoise", small)
     before = weights(model)
     _, micro_batch = update_policy(
-        model, Sdpo(SdpoOptions(clip=0.0)), optimizer(model), rollouts, advantage, updates, 1e9, 5
+        model, optimizer(model), lesson(rollouts, advantage, Sdpo(SdpoOptions(clip=0.0))), updates, 5
     )
     assert micro_batch == 2
     torch.testing.assert_close(weights(model) - before, expected, rtol=1e-3, atol=1e-6)
@@ -145,10 +149,10 @@ def test_a_pair_that_does_not_fit_at_all_is_said_in_one_line(model, rollouts, ad
     def none(*arguments):
         raise torch.OutOfMemoryError("more than the card has")
 
-    updates = plan_updates(rollouts, ACTIONS, batch=5, seed=0, epoch=1)
+    updates = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=5, seed=0, epoch=1)
     monkeypatch.setattr(model, "denoise", none)
     with pytest.raises(TrainingError) as fault:
-        update_policy(model, Sdpo(SdpoOptions()), optimizer(model), rollouts, advantage, updates, 1.0, 5)
+        update_policy(model, optimizer(model), lesson(rollouts, advantage, max_grad_norm=1.0), updates, 5)
     assert str(fault.value) == (
         "one pair does not fit into the device's memory; use model.dtype bfloat16 or a smaller model"
     )
@@ -160,11 +164,106 @@ def gradient(folder, dtype):
     kernel = kernel_for(with_floor(model.schedule(4)), "ddim", 1.0)
     rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
     advantage = 1e-3 * torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
-    (update,) = plan_updates(rollouts, [0], batch=5, seed=0, epoch=1)
-    attempt_update(model, Sdpo(SdpoOptions()), optimizer(model), rollouts, advantage, update, 1e9, 5)
+    (update,) = plan_updates(rollouts, [0], LearningPlan(), batch=5, seed=0, epoch=1)
+    attempt_update(model, optimizer(model), lesson(rollouts, advantage), update, 5)
     return torch.cat([weight.grad.flatten() for weight in model.trainable().values()])
 
 
 def test_a_small_gradient_survives_float16(checkpoint):
     exact, half = gradient(checkpoint, "float32"), gradient(checkpoint, "float16")
     assert float((half - exact).norm() / exact.norm()) < 0.01
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_accumulated_updates_take_all_actions_of_a_batch_at_once(rollouts, batch):
+    updates = plan_updates(rollouts, ACTIONS, LearningPlan(updates="accumulated"), batch=batch, seed=0, epoch=1)
+    assert len(updates) == -(-5 // batch)
+    for one in updates:
+        taken = sorted(zip(one.pairs.tolist(), one.step.tolist(), strict=True))
+        assert taken == [(pair, step) for pair in sorted(set(one.pairs.tolist())) for step in ACTIONS]
+    assert sorted({pair for one in updates for pair in one.pairs.tolist()}) == [0, 1, 2, 3, 4]
+
+
+def test_accumulated_gradients_are_the_mean_of_the_single_ones(model, rollouts, advantage):
+    free = Sdpo(SdpoOptions(clip=0.0))
+
+    def gradient(step):
+        update = Update(torch.arange(5).repeat(len(step)), torch.tensor(step).repeat_interleave(5))
+        attempt_update(model, optimizer(model), lesson(rollouts, advantage, free), update, 15)
+        found = torch.cat([weight.grad.flatten() for weight in model.trainable().values()])
+        restore(model, before)
+        return found
+
+    before = weights(model)
+    single = torch.stack([gradient([step]) for step in ACTIONS])
+    torch.testing.assert_close(gradient(ACTIONS), single.mean(0), rtol=1e-3, atol=1e-6)
+
+
+def restore(model, values):
+    with torch.no_grad():
+        for parameter, value in zip(
+            model.trainable().values(),
+            values.split([one.numel() for one in model.trainable().values()]),
+            strict=True,
+        ):
+            parameter.copy_(value.view_as(parameter))
+
+
+def test_whole_trajectories_reach_the_objective_together(model, rollouts, advantage):
+    seen = []
+
+    class Watcher(TrajectoryDifference):
+        def loss(self, batch):
+            seen.append(batch)
+            return super().loss(batch)
+
+    watcher = Watcher(RebelOptions(), None)
+    (update,) = plan_updates(rollouts, ACTIONS, watcher.plan, batch=5, seed=0, epoch=1)
+    attempt_update(model, optimizer(model), lesson(rollouts, advantage, watcher), update, 6)
+    assert [tuple(batch.log_prob_new.shape) for batch in seen] == [(2, 2, 3), (2, 2, 3), (2, 1, 3)]
+    for batch, pairs in zip(seen, update.pairs.split(2), strict=True):
+        assert torch.equal(batch.log_prob_old, rollouts.log_prob[:, pairs][..., ACTIONS])
+        assert torch.equal(batch.advantage, advantage[:, pairs][..., ACTIONS])
+        torch.testing.assert_close(batch.log_prob_new, batch.log_prob_old, rtol=0, atol=1e-4)
+
+
+def test_the_reference_is_the_model_without_its_adapter(model, rollouts):
+    pairs, step = torch.arange(5), torch.tensor([0, 1, 2, 1, 0])
+    compared = with_reference(model, rollouts, ACTIONS, batch=2)
+    replayed = replay(model, compared, pairs, step)
+    with model.without_adapter():
+        bare = replay(model, rollouts, pairs, step)
+    torch.testing.assert_close(replayed.log_prob_reference, bare.log_prob, rtol=0, atol=1e-5)
+    assert float(replayed.kl.detach().min()) > 0
+    assert bare.kl is None
+
+
+def test_the_divergence_is_nothing_without_an_adapter_and_grows_with_it(checkpoint):
+    model = tiny.load(checkpoint)
+    model.add_adapter(AdapterOptions())
+    kernel = kernel_for(with_floor(model.schedule(4)), "ddim", 1.0)
+
+    def divergence():
+        rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
+        return kl_from_base(with_reference(model, rollouts, ACTIONS, batch=5, prompts=3), ACTIONS, 3)
+
+    assert divergence() == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():
+        for weight in model.trainable().values():
+            weight += 0.02
+    small = divergence()
+    with torch.no_grad():
+        for weight in model.trainable().values():
+            weight += 0.1
+    assert divergence() > small > 0
+
+
+def test_descending_the_divergence_leads_back_to_the_base_model(model, rollouts, advantage):
+    compared = with_reference(model, rollouts, ACTIONS, batch=5)
+    before = kl_from_base(compared, ACTIONS, 5)
+    update = Update(torch.arange(5).repeat(3), torch.tensor(ACTIONS).repeat_interleave(5))
+    pull = lesson(compared, torch.zeros_like(advantage), max_grad_norm=0.01, kl=1e3)
+    for _ in range(5):
+        attempt_update(model, optimizer(model), pull, update, 15)
+    again = roll_out(model, rollouts.kernel, tiny.draw(model), LearningPlan(), 0, 5)
+    assert kl_from_base(with_reference(model, again, ACTIONS, batch=5), ACTIONS, 5) < before

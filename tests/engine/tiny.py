@@ -22,7 +22,7 @@ from sdpo_cli.api.tensors import AdapterOptions, ScoreRequest, ScoreResult
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
-from sdpo_cli.builtin.objectives import SdpoOptions
+from sdpo_cli.builtin.objectives.options import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.engine.rollout import Draw, encode_distinct
 from sdpo_cli.engine.scoring import LoadedReward

@@ -39,7 +39,7 @@ def test_published_recipes_are_published_to_the_letter(name):
     assert recipe.train.batch == batch * accumulated * 4
     assert recipe.objective.options["credit"] == "current"
     assert recipe.objective.options["clip"] == 1e-4
-    assert recipe.objective.options["dense"] == {"mode": "anchors", "anchor": "any"}
+    assert recipe.objective.options["dense"] == {"mode": "anchors", "anchor": "any", "predictor": "cosine"}
     assert recipe.model.lora.rank == 4
 
 

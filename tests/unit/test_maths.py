@@ -351,7 +351,7 @@ class TestAdvantages:
         assert maths.clip_advantages(tensor([[-7.0, -5.0, 0.5, 9.0]]), 5.0).tolist() == [[-5, -5, 0.5, 5]]
 
 
-def loss(ratio: list[float], advantage: list[float], clip: float | None, weight: float = 1.0) -> maths.SdpoLoss:
+def loss(ratio: list[float], advantage: list[float], clip: float | None, weight: float = 1.0) -> maths.PairLoss:
     """The loss of one pair whose log-ratios are `ratio`."""
     old = tensor([[-1.0], [-2.0]])
     new = old + tensor(ratio)[:, None]
@@ -413,3 +413,38 @@ class TestLoss:
         assert result.loss.requires_grad
         assert not result.ratio_difference.requires_grad
         assert not result.clipped.requires_grad
+
+
+def path(*places: float) -> torch.Tensor:
+    """Clean estimates on a line, at the given places, [S 1 1 1]."""
+    return torch.tensor(places, dtype=torch.float32).view(-1, 1, 1, 1)
+
+
+def test_interpolation_follows_the_length_of_the_path_not_the_number_of_steps() -> None:
+    # Queried at 0, 3, 2 (in the order of key_steps) with rewards 0, 8, 6; step 1 lies a quarter of the way to step 2.
+    dense = maths.interpolate_along_arc(path(0, 1, 4, 5), torch.tensor([0, 3, 2]), torch.tensor([0.0, 8.0, 6.0]))
+    torch.testing.assert_close(dense, torch.tensor([0.0, 1.5, 6.0, 8.0]))
+
+
+def test_interpolation_beyond_the_queried_steps_keeps_their_reward() -> None:
+    dense = maths.interpolate_along_arc(path(0, 1, 4, 5), torch.tensor([1, 2, 2]), torch.tensor([3.0, 7.0, 7.0]))
+    torch.testing.assert_close(dense, torch.tensor([3.0, 3.0, 7.0, 7.0]))
+    alone = maths.interpolate_along_arc(path(0, 1, 4), torch.tensor([2]), torch.tensor([5.0]))
+    torch.testing.assert_close(alone, torch.tensor([5.0, 5.0, 5.0]))
+
+
+def test_interpolation_on_a_path_that_stands_still_is_finite() -> None:
+    dense = maths.interpolate_along_arc(path(2, 2, 2), torch.tensor([0, 2]), torch.tensor([1.0, 3.0]))
+    assert dense.isfinite().all()
+
+
+def test_sharpened_weights_by_hand() -> None:
+    # Softmax of 0.9 / 0.1 and 0.8 / 0.1: weights e / (1 + e) and 1 / (1 + e).
+    dense = maths.predict_sharpened_rewards(torch.tensor([[0.9], [0.8]]), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(dense, torch.tensor([math.e / (1 + math.e)]))
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0, 2), (1, 3)])
+def test_the_middle_anchor_is_halfway_whatever_the_similarities(first: int, expected: int) -> None:
+    similar = torch.tensor([1.0, -1.0, 0.5, 0.9, 1.0, 1.0])
+    assert maths.anchor_step(similar, similar, "middle", first).item() == expected

@@ -8,7 +8,7 @@ from sdpo_cli.api.tensors import LearningPlan, LossBatch
 from sdpo_cli.builtin.objectives import sdpo_objectives
 from sdpo_cli.recipe import validate
 
-(SPEC,) = sdpo_objectives()
+SPEC = next(spec for spec in sdpo_objectives() if spec.name == "sdpo")
 
 
 def objective(**options):

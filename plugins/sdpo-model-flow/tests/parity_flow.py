@@ -20,7 +20,7 @@ from sdpo_cli.api import LoadContext, Prompt
 from sdpo_cli.api.tensors import BaseModel, LearningPlan
 from sdpo_cli.engine.rollout import Draw, encode_distinct, roll_out
 from sdpo_cli.engine.sampling import sample_latents
-from sdpo_cli.engine.update import replay_log_prob
+from sdpo_cli.engine.update import replay
 from sdpo_cli.maths import kernel_for
 from sdpo_cli.registry import load_registry
 
@@ -170,7 +170,7 @@ def replayed(dtype: str, family: Family, folder: Path) -> float:
     actions, pairs, worst = torch.arange(4)[kernel.std > 0], torch.arange(len(PROMPTS)), 0.0
     for shift in range(len(actions)):
         step = actions[(pairs + shift) % len(actions)]
-        log_prob = replay_log_prob(model, rollouts, pairs, step)
+        log_prob = replay(model, rollouts, pairs, step).log_prob
         worst = max(worst, tiny.biggest_difference(log_prob, rollouts.log_prob[:, pairs, step]))
     return worst
 

@@ -1,52 +1,22 @@
-"""The shipped objective: SDPO."""
+"""The shipped objectives: SDPO and the methods it is compared with."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from sdpo_cli.api import LoadContext, ObjectiveSpec, Options, hookimpl
+from sdpo_cli.api import LoadContext, ObjectiveSpec, hookimpl
+from sdpo_cli.builtin.objectives.options import (
+    D3poOptions,
+    DdpoOptions,
+    GrpoOptions,
+    PrdpOptions,
+    RebelOptions,
+    SdpoOptions,
+)
 
 if TYPE_CHECKING:
     from sdpo_cli.api.tensors import Objective
 
 SDPO_PLUGIN_API = 1
-
-
-class DenseOptions(Options):
-    """Where the reward of every step comes from."""
-
-    mode: Literal["anchors", "exact", "final"] = Field(
-        default="anchors",
-        description="anchors: queried at the first, last and anchor step, the rest predicted; exact: queried at every "
-        "step; final: the last step's reward stands for all",
-    )
-    anchor: Literal["interior", "any"] = Field(
-        default="interior", description="where the anchor may lie: between first and last, or anywhere (published code)"
-    )
-
-
-class StatisticsOptions(Options):
-    """The per-prompt return statistics behind the advantages."""
-
-    size: int = Field(default=32, ge=1, description="returns kept per prompt, first in, first out")
-    min_count: int = Field(default=16, ge=1, description="returns of a prompt needed before its own statistics count")
-
-
-class SdpoOptions(Options):
-    """SDPO's settings; the defaults are the published ones but for `credit` and `dense.anchor`."""
-
-    gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
-    decay: float = Field(default=0.99, gt=0, le=1, alias="lambda", description="λ: weight of step i is λ^i / eta_scale")
-    clip: float = Field(default=1e-4, ge=0, description="limit of log-ratios, nats per latent element; 0 is no limit")
-    credit: Literal["next", "current"] = Field(
-        default="next",
-        description="action i earns the reward of the clean estimate after it, or before it (published code)",
-    )
-    eta_scale: float = Field(default=1.0, gt=0, description="divides every step's weight")
-    advantage_clip: float = Field(default=5.0, gt=0, description="limit of advantages, in standard deviations")
-    dense: DenseOptions = Field(default=DenseOptions(), description="dense reward prediction")
-    statistics: StatisticsOptions = Field(default=StatisticsOptions(), description="per-prompt return statistics")
 
 
 def load_sdpo(options: SdpoOptions, context: LoadContext) -> "Objective":
@@ -56,9 +26,44 @@ def load_sdpo(options: SdpoOptions, context: LoadContext) -> "Objective":
     return Sdpo(options)
 
 
+def load_ddpo(options: DdpoOptions, context: LoadContext) -> "Objective":
+    """Policy gradient with per-prompt advantages."""
+    from sdpo_cli.builtin.objectives.policy_gradient import Ddpo
+
+    return Ddpo(options)
+
+
+def load_grpo(options: GrpoOptions, context: LoadContext) -> "Objective":
+    """Policy gradient with advantages within groups."""
+    from sdpo_cli.builtin.objectives.policy_gradient import Grpo
+
+    return Grpo(options)
+
+
+def load_prdp(options: PrdpOptions, context: LoadContext) -> "Objective":
+    """Reward difference prediction on trajectories, clipped."""
+    from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
+
+    return TrajectoryDifference(options, options.clip)
+
+
+def load_rebel(options: RebelOptions, context: LoadContext) -> "Objective":
+    """Reward difference prediction on trajectories, free."""
+    from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
+
+    return TrajectoryDifference(options, None)
+
+
+def load_d3po(options: D3poOptions, context: LoadContext) -> "Objective":
+    """Preferences between the rollouts of a pair."""
+    from sdpo_cli.builtin.objectives.d3po import D3po
+
+    return D3po(options)
+
+
 @hookimpl
 def sdpo_objectives() -> Sequence[ObjectiveSpec]:
-    """Reward difference learning on pairs of rollouts."""
+    """Reward difference learning, and what it is compared with."""
     return [
         ObjectiveSpec(
             name="sdpo",
@@ -67,5 +72,45 @@ def sdpo_objectives() -> Sequence[ObjectiveSpec]:
             source="Zhang et al., SDPO, arXiv 2411.11727",
             options=SdpoOptions,
             load=load_sdpo,
-        )
+        ),
+        ObjectiveSpec(
+            name="ddpo",
+            summary="clipped policy gradient of the last picture's reward, compared with its prompt's latest",
+            version="1",
+            source="Black et al., DDPO, arXiv 2305.13301",
+            options=DdpoOptions,
+            load=load_ddpo,
+        ),
+        ObjectiveSpec(
+            name="grpo",
+            summary="clipped policy gradient of the last picture's reward, compared within a group of rollouts",
+            version="1",
+            source="Liu et al., Flow-GRPO, arXiv 2505.05470; Xue et al., DanceGRPO, arXiv 2505.07818",
+            options=GrpoOptions,
+            load=load_grpo,
+        ),
+        ObjectiveSpec(
+            name="prdp",
+            summary="trajectories' differences of log-ratios, clipped in each step, learn differences of reward",
+            version="1",
+            source="Deng et al., PRDP, arXiv 2402.08714",
+            options=PrdpOptions,
+            load=load_prdp,
+        ),
+        ObjectiveSpec(
+            name="rebel",
+            summary="trajectories' differences of log-ratios learn differences of reward",
+            version="1",
+            source="Gao et al., REBEL, arXiv 2404.16767",
+            options=RebelOptions,
+            load=load_rebel,
+        ),
+        ObjectiveSpec(
+            name="d3po",
+            summary="every step of the better rollout of a pair is preferred, against the base model",
+            version="1",
+            source="Yang et al., D3PO, arXiv 2311.13231",
+            options=D3poOptions,
+            load=load_d3po,
+        ),
     ]

@@ -1,7 +1,7 @@
 """Stepwise Diffusion Policy Optimization: reward difference learning on pairs of rollouts."""
 
 from sdpo_cli.api.tensors import LearningPlan, LossBatch, ObjectiveResult
-from sdpo_cli.builtin.objectives import SdpoOptions
+from sdpo_cli.builtin.objectives.options import SdpoOptions
 from sdpo_cli.maths import importance_weight, reward_difference_loss
 
 
@@ -22,11 +22,13 @@ class Sdpo:
             shared_noise=True,
             dense=options.dense.mode,
             anchor=options.dense.anchor,
+            predictor=options.dense.predictor,
             credit=options.credit,
             gamma=options.gamma,
             statistics_size=options.statistics.size,
             statistics_min_count=options.statistics.min_count,
             advantage_clip=options.advantage_clip,
+            updates=options.updates,
         )
 
     def loss(self, batch: LossBatch) -> ObjectiveResult:

@@ -1,0 +1,98 @@
+"""The options of the shipped objectives. Importing this module imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sdpo_cli.api import Options
+
+
+class DenseOptions(Options):
+    """Where the reward of every step comes from."""
+
+    mode: Literal["anchors", "exact", "final"] = Field(
+        default="anchors",
+        description="anchors: queried at the first, last and anchor step, the rest predicted; exact: queried at every "
+        "step; final: the last step's reward stands for all",
+    )
+    anchor: Literal["interior", "any", "middle"] = Field(
+        default="interior",
+        description="where the anchor may lie: between first and last, anywhere (published code), or halfway always",
+    )
+    predictor: Literal["cosine", "sharpened", "arc"] = Field(
+        default="cosine",
+        description="the rewards between: queried ones averaged by cosine similarity (published code), by a softmax of "
+        "it, or interpolated along the arc of the latents",
+    )
+
+
+class StatisticsOptions(Options):
+    """The per-prompt return statistics behind the advantages."""
+
+    size: int = Field(default=32, ge=1, description="returns kept per prompt, first in, first out")
+    min_count: int = Field(default=16, ge=1, description="returns of a prompt needed before its own statistics count")
+
+
+class AdvantageOptions(Options):
+    """What every objective says of its advantages."""
+
+    advantage_clip: float = Field(default=5.0, gt=0, description="limit of advantages, in standard deviations")
+    statistics: StatisticsOptions = Field(default=StatisticsOptions(), description="per-prompt return statistics")
+
+
+class SdpoOptions(AdvantageOptions):
+    """SDPO's settings; the defaults are the published ones but for `credit` and `dense.anchor`."""
+
+    gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
+    decay: float = Field(default=0.99, gt=0, le=1, alias="lambda", description="λ: weight of step i is λ^i / eta_scale")
+    clip: float = Field(default=1e-4, ge=0, description="limit of log-ratios, nats per latent element; 0 is no limit")
+    credit: Literal["next", "current"] = Field(
+        default="next",
+        description="action i earns the reward of the clean estimate after it, or before it (published code)",
+    )
+    eta_scale: float = Field(default=1.0, gt=0, description="divides every step's weight")
+    updates: Literal["shuffled", "accumulated"] = Field(
+        default="shuffled",
+        description="an optimiser step for each place in shuffled orders of steps, or one for all steps of a batch",
+    )
+    dense: DenseOptions = Field(default=DenseOptions(), description="dense reward prediction")
+
+
+class DdpoOptions(AdvantageOptions):
+    """DDPO's settings."""
+
+    rollouts: int = Field(default=2, ge=1, description="rollouts of a prompt, each from noise of its own")
+    clip: float = Field(default=1e-4, ge=0, description="limit of the ratio's distance from 1; 0 is no limit")
+    updates: Literal["shuffled", "accumulated"] = Field(
+        default="accumulated", description="an optimiser step for all steps of a batch (published), or for each step"
+    )
+
+
+class GrpoOptions(Options):
+    """GRPO's settings; its divergence from the base model is `train.kl`, as for every objective."""
+
+    group: int = Field(default=8, ge=2, description="rollouts of a prompt that are compared with each other")
+    clip: float = Field(default=1e-4, ge=0, description="limit of the ratio's distance from 1; 0 is no limit")
+    shared_noise: bool = Field(default=False, description="whether a group starts from one noise, as in DanceGRPO")
+    updates: Literal["shuffled", "accumulated"] = Field(
+        default="accumulated", description="an optimiser step for all steps of a batch (published), or for each step"
+    )
+    advantage_clip: float = Field(default=5.0, gt=0, description="limit of advantages, in standard deviations")
+
+
+class RebelOptions(AdvantageOptions):
+    """REBEL's settings."""
+
+    beta: float = Field(default=1.0, gt=0, description="factor of the trajectory's difference of log-ratios")
+
+
+class PrdpOptions(RebelOptions):
+    """PRDP's settings."""
+
+    clip: float = Field(default=1e-4, gt=0, description="limit of each step's log-ratio, nats per latent element")
+
+
+class D3poOptions(AdvantageOptions):
+    """D3PO's settings."""
+
+    beta: float = Field(default=0.1, gt=0, description="how strongly the base model holds on to the policy")

@@ -1,0 +1,50 @@
+"""What the base model, the adapter left out, says of the states that the policy visited."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdpo_cli.api.tensors import BaseModel
+from sdpo_cli.engine.rollout import Rollouts, denoise_rollouts, take
+from sdpo_cli.maths import gaussian_kl, step_mean
+
+LOGGED_PAIRS = 4
+"""Prompts whose rollouts tell the epoch's divergence from the base model where the loss does not need all of them."""
+
+
+@torch.no_grad()
+def with_reference(
+    model: BaseModel, rollouts: Rollouts, actions: Sequence[int], batch: int, prompts: int | None = None
+) -> Rollouts:
+    """The rollouts with the base model's clean estimates at the steps `actions`, of the first `prompts` prompts or all.
+
+    One network evaluation a state, `batch` prompts at a time. Elsewhere the estimates are 0.
+    """
+    reference = torch.zeros_like(rollouts.x0)
+    rows = torch.arange(len(rollouts.draw) if prompts is None else prompts, device=rollouts.x0.device)
+    with model.without_adapter():
+        for some in rows.split(batch):
+            known = take(rollouts.draw.conditioning, some)
+            for step in actions:
+                at = rollouts.kernel.at(torch.full_like(some, step))
+                shared = torch.full_like(some, step == 0 and rollouts.shared_noise, dtype=torch.bool)
+                reference[:, some, step] = denoise_rollouts(model, rollouts.x_t[:, some, step], at, known, shared)
+    return replace(rollouts, reference_x0=reference)
+
+
+def kl_from_base(rollouts: Rollouts, actions: Sequence[int], prompts: int) -> float:
+    """KL divergence of the sampling policy from the base model, nats per element, mean over the first prompts' actions.
+
+    Exact: both are Gaussians of one std. Needs `with_reference`.
+    """
+    divergences: list[Float[Tensor, "R B"]] = []
+    for step in actions:
+        x_t, x0, reference = (
+            states[:, :prompts, step] for states in (rollouts.x_t, rollouts.x0, rollouts.reference_x0)
+        )
+        at = rollouts.kernel.at(torch.full(x0.shape[:2], step, device=x0.device))
+        divergences.append(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, reference, at), at.std))
+    return float(torch.stack(divergences).mean())
