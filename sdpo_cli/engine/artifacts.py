@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_cli.engine.files import write_json_lines, write_text, writing
+from sdpo_cli.engine.locking import LOCK
 from sdpo_cli.errors import UsageError
 
 RUNS, LATEST = Path("runs"), "latest"
@@ -82,7 +83,7 @@ def check_out(out: Path | None, name: str) -> None:
         raise UsageError(
             "holds another run", place=str(out), remedy="add --resume to continue it, or name another folder"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise UsageError("is not an empty folder", place=str(out), remedy="name another one")
 
 

@@ -18,6 +18,7 @@ from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Resumed, Stage
 from sdpo_cli.engine.files import read_json_lines, read_text, write_bytes, write_text
 from sdpo_cli.engine.grids import SHOWN, before_after, step_label
 from sdpo_cli.engine.images import picture_grid, png_bytes
+from sdpo_cli.engine.locking import locked
 from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import ModelCard, Picture, ReportPage, draw_curves, render_model_card, render_report
 from sdpo_cli.engine.rollout import encode_distinct
@@ -55,19 +56,22 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
     yield StageStarted("load", 0, 0)
     setup = load_setup(resolved)
     folder = claim_run_folder(out, name)
-    write_recipe(folder, dump_recipe(resolved.recipe))
-    return (yield from carry_out(setup, folder, resume=False))
+    with locked(folder.path):
+        check_out(out, name)  # somebody may have been faster
+        write_recipe(folder, dump_recipe(resolved.recipe))
+        return (yield from carry_out(setup, folder, resume=False))
 
 
 def resume(folder: RunFolder, overrides: list[str]) -> Generator[Event, None, Trained]:
     """Go on with the run in `folder`. RecipeError where an override changes what has been done already."""
-    written = load_recipe(folder.recipe)
-    resolved = load_recipe(folder.recipe, overrides)
-    check_same_run(written.recipe, resolved.recipe, str(folder.recipe))
-    yield StageStarted("load", 0, 0)
-    setup = load_setup(resolved)
-    write_recipe(folder, dump_recipe(resolved.recipe))
-    return (yield from carry_out(setup, folder, resume=True))
+    with locked(folder.path):
+        written = load_recipe(folder.recipe)
+        resolved = load_recipe(folder.recipe, overrides)
+        check_same_run(written.recipe, resolved.recipe, str(folder.recipe))
+        yield StageStarted("load", 0, 0)
+        setup = load_setup(resolved)
+        write_recipe(folder, dump_recipe(resolved.recipe))
+        return (yield from carry_out(setup, folder, resume=True))
 
 
 def check_same_run(written: Recipe, wanted: Recipe, place: str) -> None:
