@@ -10,6 +10,7 @@ import typer
 
 from sdpo_cli import __version__
 from sdpo_cli.commands import plugins
+from sdpo_cli.commands.compare import compare
 from sdpo_cli.commands.eval import evaluate
 from sdpo_cli.commands.export import export
 from sdpo_cli.commands.sample import sample
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("score")(score)
 app.command("export")(export)
 app.command("serve-reward")(serve_reward)

@@ -102,6 +102,17 @@ def queried_steps(rollouts: Rollouts, plan: LearningPlan) -> Int[Tensor, "R B K"
     return wanted.expand(*rollouts.x0.shape[:2], -1)
 
 
+def queries_per_prompt(plan: LearningPlan, steps: int) -> int:
+    """Pictures that are decoded and scored for one prompt of an epoch, before any is drawn.
+
+    Exact but for the anchor rule `any`, whose anchor may fall on an end; then it is the most there can be.
+    """
+    first = first_rewarded_step(plan)
+    each = {"final": 1, "exact": steps - first, "anchors": min(3, steps - first)}[plan.dense]
+    shared = plan.shared_noise and first == 0 and (plan.dense != "final" or steps == 1)
+    return plan.rollouts * each - (plan.rollouts - 1 if shared else 0)
+
+
 def distinct_queries(key_step: Int[Tensor, "R B K"], steps: int, shared_noise: bool) -> Bool[Tensor, "R B S"]:
     """Each picture once: a step named twice is one query, and so is the first step of rollouts that share it."""
     wanted = torch.zeros(*key_step.shape[:2], steps, dtype=torch.bool, device=key_step.device)

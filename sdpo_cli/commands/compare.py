@@ -1,0 +1,78 @@
+"""`sdpo compare`: objectives, or any settings, side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdpo_cli.commands.completion import complete_recipe
+
+if TYPE_CHECKING:
+    from sdpo_cli.engine.compare import Compared
+
+OBJECTIVES = "sdpo,ddpo,prdp,d3po,grpo"
+
+
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE | RUN...", help="A recipe, or finished runs.", autocompletion=complete_recipe),
+    ],
+    objectives: Annotated[
+        str, typer.Option(help="What to compare: NAME or NAME=OBJECTIVE, between commas.")
+    ] = OBJECTIVES,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each, from the recipe's seed on.")] = 3,
+    budget: Annotated[str, typer.Option(help="What each run spends: images=N or queries=N.")] = "images=512",
+    steps: Annotated[
+        str | None, typer.Option(help="Step counts, as in 1,2,4; default: the recipe's.", show_default=False)
+    ] = None,
+    points: Annotated[int, typer.Option(min=1, help="Evaluations along each run.")] = 4,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, of one alone with NAME:FIELD=VALUE."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder, of a new comparison or one to go on with.", show_default="comparisons/RECIPE"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the table and errors.")] = False,
+) -> None:
+    """Train a recipe under several objectives and seeds until each has spent a budget: sdpo compare quickstart
+
+    Writes figures, a table and the runs. Given again it goes on where it was; given in several terminals at once, they
+    share the work.
+    """
+    from rich.console import Console
+
+    from sdpo_cli.commands.display import show
+    from sdpo_cli.commands.eval import step_counts
+    from sdpo_cli.engine.artifacts import is_run
+    from sdpo_cli.engine.compare import compare as carry_out
+    from sdpo_cli.engine.compare import compare_runs, parse_arms, parse_budget, plan_trials
+    from sdpo_cli.errors import UsageError
+
+    folder = out or Path("comparisons") / Path(sources[0]).stem
+    if all(is_run(Path(one)) for one in sources):
+        events = compare_runs([Path(one) for one in sources], folder)
+    elif len(sources) > 1:
+        wrong = next(one for one in sources if not is_run(Path(one)))
+        raise UsageError("holds no run", place=wrong, remedy="name one recipe, or folders that `sdpo train` wrote")
+    else:
+        arms = parse_arms(objectives, overrides or [])
+        counts = step_counts(steps) if steps else None
+        trials = plan_trials(sources[0], arms, seeds, parse_budget(budget), counts, points, folder)
+        events = carry_out(trials, folder)
+    print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)
+
+
+def print_comparison(found: "Compared", folder: Path, *, quiet: bool) -> None:
+    """The tables on stdout, and where the figures are."""
+    from sdpo_cli.engine.comparison import comparison_markdown
+
+    typer.echo(comparison_markdown(found.cells), nl=False)
+    if found.missing:
+        typer.echo(
+            f"\n{found.missing} more being made by other processes; give the command again to see them", err=True
+        )
+    if not quiet:
+        typer.echo(f"\nFigures, table and runs: {folder}", err=True)

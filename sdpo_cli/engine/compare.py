@@ -1,0 +1,219 @@
+"""`sdpo compare`: the same recipe under several objectives or settings and seeds, until each has spent a budget.
+
+Every run is an ordinary one in a folder of its own. A run that is there already is not made again, one that was
+interrupted goes on, and processes that are given the same comparison share its runs between them.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from sdpo_cli.api import LoadContext
+from sdpo_cli.engine import run
+from sdpo_cli.engine.artifacts import RunFolder, is_run
+from sdpo_cli.engine.comparison import (
+    TOTAL,
+    Cell,
+    Curve,
+    comparison_json,
+    comparison_markdown,
+    grouped_runs,
+    measures,
+    read_curve,
+    tabulate,
+)
+from sdpo_cli.engine.comparison_figure import draw_comparison
+from sdpo_cli.engine.credit import queries_per_prompt
+from sdpo_cli.engine.events import Event, FileWritten, Note
+from sdpo_cli.engine.files import read_json_lines, write_bytes, write_text
+from sdpo_cli.engine.locking import locked
+from sdpo_cli.errors import UsageError
+from sdpo_cli.registry import ResolvedRecipe, load_recipe
+
+OVERRIDES = ("train.samples_every=0",)
+"""What every run of a comparison is told before the user's own settings."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run has spent enough: pictures drawn, or rewards asked."""
+
+    unit: str
+    amount: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: a name, an objective, and recipe overrides of its own."""
+
+    name: str
+    objective: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison: its arm, its whole recipe and where it is kept."""
+
+    arm: str
+    resolved: ResolvedRecipe
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found; `missing` counts the runs that other processes are still making."""
+
+    cells: list[Cell]
+    curves: list[Curve]
+    missing: int
+
+
+def parse_budget(text: str) -> Budget:
+    """`images=2000` or `queries=2000`. UsageError where it is neither."""
+    unit, _, amount = text.partition("=")
+    if unit not in ("images", "queries") or not (amount.isascii() and amount.isdigit() and int(amount)):
+        raise UsageError(f"{text!r} is no budget", place="--budget", remedy="write images=2000 or queries=2000")
+    return Budget(unit, int(amount))
+
+
+def parse_arms(text: str, overrides: Sequence[str]) -> list[Arm]:
+    """Arms from `NAME` or `NAME=OBJECTIVE` between commas, and `ARM:FIELD=VALUE` among the overrides.
+
+    UsageError on a name without letters, one that comes twice, and an override of an arm that is not there.
+    """
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    arms = [Arm(name, objective or name) for name, _, objective in pairs]
+    for arm in arms:
+        if not arm.name or not set(arm.name) <= NAME_LETTERS:
+            remedy = "use letters, digits, dots, hyphens and underscores"
+            raise UsageError(f"{arm.name!r} cannot name a part of the comparison", place="--objectives", remedy=remedy)
+        if [other.name for other in arms].count(arm.name) > 1:
+            remedy = f"tell them apart: {arm.name}-2={arm.objective}"
+            raise UsageError(f"{arm.name} comes twice", place="--objectives", remedy=remedy)
+    found: dict[str, list[str]] = {arm.name: [] for arm in arms}
+    for one in overrides:
+        name, _, rest = own_override(one)
+        if name and name not in found:
+            raise UsageError(f"no part called {name}", place=f"--set {one}", remedy=f"there are {', '.join(found)}")
+        for arm in [name] if name else list(found):
+            found[arm].append(rest)
+    return [Arm(arm.name, arm.objective, tuple(found[arm.name])) for arm in arms]
+
+
+NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+
+
+def own_override(text: str) -> tuple[str, str, str]:
+    """`ARM:FIELD=VALUE` as (arm, ":", `FIELD=VALUE`); ("", "", text) where it is meant for all."""
+    field = text.partition("=")[0]
+    name, colon, _ = field.partition(":")
+    return (name, colon, text[len(name) + 1 :]) if colon else ("", "", text)
+
+
+def plan_trials(
+    source: str, arms: Sequence[Arm], seeds: int, budget: Budget, steps: tuple[int, ...] | None, points: int, out: Path
+) -> list[Trial]:
+    """All runs, seed by seed, each with the epochs that its budget pays for and `points` evaluations along the way.
+
+    Objectives with other numbers of rollouts draw as many pictures an epoch as the recipe does, as nearly as whole
+    prompts allow. Errors as for a recipe.
+    """
+    usual = load_recipe(source)
+    images = usual.recipe.rollout.pairs * usual.objective.load(LoadContext()).plan.rollouts
+    evaluated = [f"eval.steps=[{', '.join(map(str, steps))}]"] if steps else []
+    trials = []
+    for seed in range(usual.recipe.seed, usual.recipe.seed + seeds):
+        for arm in arms:
+            chosen = [] if arm.objective == usual.recipe.objective.name else [f"objective={arm.objective}"]
+            own = [*OVERRIDES, *chosen, *evaluated, *arm.overrides, f"seed={seed}", f"name={arm.name}-seed{seed}"]
+            own += paid_epochs(load_recipe(source, own), own, images, budget, points)
+            trials.append(Trial(arm.name, load_recipe(source, own), out / "runs" / f"{arm.name}-seed{seed}"))
+    return trials
+
+
+def paid_epochs(
+    resolved: ResolvedRecipe, overrides: Sequence[str], images: int, budget: Budget, points: int
+) -> list[str]:
+    """The overrides that let a run spend the budget, `images` pictures an epoch, and evaluate on the way."""
+    rollout, plan = resolved.recipe.rollout, resolved.objective.load(LoadContext()).plan
+    fixed = any(one.startswith("rollout.pairs=") for one in overrides)
+    prompts = rollout.pairs if fixed else max(1, images // plan.rollouts)
+    each = plan.rollouts if budget.unit == "images" else queries_per_prompt(plan, rollout.steps)
+    epochs = ceil(budget.amount / (prompts * each))
+    every = max(1, epochs // points)
+    epochs = ceil(epochs / every) * every
+    keep = [f"train.checkpoint_every={every}", "train.keep_last=1"]
+    return [f"rollout.pairs={prompts}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
+
+
+def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compared]:
+    """Make the runs that are missing, and show what all of them reached."""
+    for number, trial in enumerate(trials, start=1):
+        with_lock = out / "locks" / trial.folder.name
+        with_lock.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(with_lock):
+                if not finished(trial):
+                    yield Note(f"run {number} of {len(trials)}: {trial.folder.name}")
+                    yield from make_run(trial)
+        except UsageError as error:
+            if "is in use" not in str(error):
+                raise
+            yield Note(f"run {number} of {len(trials)}: {trial.folder.name} is being made by another process")
+    done = [trial for trial in trials if finished(trial)]
+    if not done:
+        raise UsageError("no run is finished yet", place=str(out), remedy="give the command again later")
+    curves = [read_curve(RunFolder(trial.folder), trial.arm) for trial in done]
+    trained = [one.name for one in trials[0].resolved.recipe.reward]
+    cells = yield from write_comparison(curves, trained, out)
+    return Compared(cells, curves, len(trials) - len(done))
+
+
+def make_run(trial: Trial) -> Generator[Event, None, None]:
+    """Start the run, or go on with it."""
+    if not is_run(trial.folder):
+        yield from run.start(trial.resolved, trial.folder)
+        return
+    recipe = trial.resolved.recipe
+    changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
+    changes += [f"eval.steps=[{', '.join(map(str, recipe.eval.steps))}]"]
+    changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
+    yield from run.resume(RunFolder(trial.folder), changes)
+
+
+def finished(trial: Trial) -> bool:
+    """Whether the run has trained as long as its recipe says. RecipeError where another recipe was trained there."""
+    folder, recipe = RunFolder(trial.folder), trial.resolved.recipe
+    if not is_run(trial.folder):
+        return False
+    run.check_same_run(load_recipe(folder.recipe).recipe, recipe, str(folder.recipe))
+    if not folder.evaluation.is_file() or not folder.metrics.is_file():
+        return False
+    return max(row["epoch"] for row in read_json_lines(folder.metrics)) >= recipe.train.epochs
+
+
+def compare_runs(paths: Sequence[Path], out: Path) -> Generator[Event, None, Compared]:
+    """Show what finished runs reached."""
+    curves = grouped_runs(paths)
+    trained = [one.name for one in load_recipe(RunFolder(paths[0]).recipe).recipe.reward]
+    cells = yield from write_comparison(curves, trained, out)
+    return Compared(cells, curves, 0)
+
+
+def write_comparison(curves: Sequence[Curve], trained: Sequence[str], out: Path) -> Generator[Event, None, list[Cell]]:
+    """The table, the numbers, and a figure a step count, in which the trained rewards come first."""
+    cells, keys = tabulate(curves), measures(curves)
+    if not keys:
+        fault = "the runs have no measure in common at one number of steps"
+        raise UsageError(fault, place="sdpo compare", remedy="evaluate them with the same eval.steps and rewards")
+    write_text(out / "comparison.md", comparison_markdown(cells))
+    write_text(out / "comparison.json", comparison_json(cells, curves))
+    for steps in dict.fromkeys(steps for steps, _ in keys):
+        names = sorted((name for count, name in keys if count == steps), key=lambda one: one not in (TOTAL, *trained))
+        figure = out / f"steps-{steps}.png"
+        write_bytes(figure, draw_comparison(curves, steps, names))
+        yield FileWritten(figure, f"drawn in {steps} step{'' if steps == 1 else 's'}")
+    yield FileWritten(out / "comparison.md", "the table")
+    return cells
