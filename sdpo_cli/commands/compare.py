@@ -58,9 +58,9 @@ def compare(
         wrong = next(one for one in sources if not is_run(Path(one)))
         raise UsageError("holds no run", place=wrong, remedy="name one recipe, or folders that `sdpo train` wrote")
     else:
-        arms = parse_arms(objectives, overrides or [])
-        counts = step_counts(steps) if steps else None
-        trials = plan_trials(sources[0], arms, seeds, parse_budget(budget), counts, points, folder)
+        counts = [f"eval.steps={list(step_counts(steps))}"] if steps else []
+        arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
+        trials = plan_trials(sources[0], arms, shared, seeds, parse_budget(budget), points, folder)
         events = carry_out(trials, folder)
     print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)
 

@@ -5,7 +5,7 @@ interrupted goes on, and processes that are given the same comparison share its 
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: a name, an objective, and recipe overrides of its own."""
+    """What is compared: a name, an objective, and recipe overrides of its own, which come after those of all."""
 
     name: str
     objective: str
@@ -78,8 +78,8 @@ def parse_budget(text: str) -> Budget:
     return Budget(unit, int(amount))
 
 
-def parse_arms(text: str, overrides: Sequence[str]) -> list[Arm]:
-    """Arms from `NAME` or `NAME=OBJECTIVE` between commas, and `ARM:FIELD=VALUE` among the overrides.
+def parse_arms(text: str, overrides: Sequence[str]) -> tuple[list[Arm], list[str]]:
+    """Arms from `NAME` or `NAME=OBJECTIVE` between commas, and `ARM:FIELD=VALUE` among the overrides; and the others.
 
     UsageError on a name without letters, one that comes twice, and an override of an arm that is not there.
     """
@@ -92,54 +92,53 @@ def parse_arms(text: str, overrides: Sequence[str]) -> list[Arm]:
         if [other.name for other in arms].count(arm.name) > 1:
             remedy = f"tell them apart: {arm.name}-2={arm.objective}"
             raise UsageError(f"{arm.name} comes twice", place="--objectives", remedy=remedy)
-    found: dict[str, list[str]] = {arm.name: [] for arm in arms}
+    found: dict[str, list[str]] = {"": [], **{arm.name: [] for arm in arms}}
     for one in overrides:
-        name, _, rest = own_override(one)
-        if name and name not in found:
-            raise UsageError(f"no part called {name}", place=f"--set {one}", remedy=f"there are {', '.join(found)}")
-        for arm in [name] if name else list(found):
-            found[arm].append(rest)
-    return [Arm(arm.name, arm.objective, tuple(found[arm.name])) for arm in arms]
+        name, own = own_override(one)
+        if name not in found:
+            remedy = f"there are {', '.join(arm.name for arm in arms)}"
+            raise UsageError(f"no part called {name}", place=f"--set {one}", remedy=remedy)
+        found[name].append(own)
+    return [replace(arm, overrides=tuple(found[arm.name])) for arm in arms], found[""]
 
 
 NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 
 
-def own_override(text: str) -> tuple[str, str, str]:
-    """`ARM:FIELD=VALUE` as (arm, ":", `FIELD=VALUE`); ("", "", text) where it is meant for all."""
-    field = text.partition("=")[0]
-    name, colon, _ = field.partition(":")
-    return (name, colon, text[len(name) + 1 :]) if colon else ("", "", text)
+def own_override(text: str) -> tuple[str, str]:
+    """`ARM:FIELD=VALUE` as (arm, `FIELD=VALUE`); ("", text) where it is meant for all."""
+    name, colon, _ = text.partition("=")[0].partition(":")
+    return (name, text[len(name) + 1 :]) if colon else ("", text)
 
 
 def plan_trials(
-    source: str, arms: Sequence[Arm], seeds: int, budget: Budget, steps: tuple[int, ...] | None, points: int, out: Path
+    source: str, arms: Sequence[Arm], shared: Sequence[str], seeds: int, budget: Budget, points: int, out: Path
 ) -> list[Trial]:
     """All runs, seed by seed, each with the epochs that its budget pays for and `points` evaluations along the way.
 
     Objectives with other numbers of rollouts draw as many pictures an epoch as the recipe does, as nearly as whole
     prompts allow. Errors as for a recipe.
     """
-    usual = load_recipe(source)
+    usual = load_recipe(source, [*OVERRIDES, *shared])
     images = usual.recipe.rollout.pairs * usual.objective.load(LoadContext()).plan.rollouts
-    evaluated = [f"eval.steps=[{', '.join(map(str, steps))}]"] if steps else []
     trials = []
     for seed in range(usual.recipe.seed, usual.recipe.seed + seeds):
         for arm in arms:
             chosen = [] if arm.objective == usual.recipe.objective.name else [f"objective={arm.objective}"]
-            own = [*OVERRIDES, *chosen, *evaluated, *arm.overrides, f"seed={seed}", f"name={arm.name}-seed{seed}"]
-            own += paid_epochs(load_recipe(source, own), own, images, budget, points)
+            own = [*OVERRIDES, *shared, *chosen, *arm.overrides, f"seed={seed}", f"name={arm.name}-seed{seed}"]
+            fixed = any(one.startswith("rollout.pairs=") for one in arm.overrides)
+            own += paid_epochs(load_recipe(source, own), None if fixed else images, budget, points)
             trials.append(Trial(arm.name, load_recipe(source, own), out / "runs" / f"{arm.name}-seed{seed}"))
     return trials
 
 
-def paid_epochs(
-    resolved: ResolvedRecipe, overrides: Sequence[str], images: int, budget: Budget, points: int
-) -> list[str]:
-    """The overrides that let a run spend the budget, `images` pictures an epoch, and evaluate on the way."""
+def paid_epochs(resolved: ResolvedRecipe, images: int | None, budget: Budget, points: int) -> list[str]:
+    """The overrides that let a run spend the budget and evaluate on the way.
+
+    An epoch has `images` pictures, or where that is None as many as the recipe says.
+    """
     rollout, plan = resolved.recipe.rollout, resolved.objective.load(LoadContext()).plan
-    fixed = any(one.startswith("rollout.pairs=") for one in overrides)
-    prompts = rollout.pairs if fixed else max(1, images // plan.rollouts)
+    prompts = rollout.pairs if images is None else max(1, images // plan.rollouts)
     each = plan.rollouts if budget.unit == "images" else queries_per_prompt(plan, rollout.steps)
     epochs = ceil(budget.amount / (prompts * each))
     every = max(1, epochs // points)
