@@ -1,0 +1,127 @@
+"""The guard at work: what it reads of a run's evaluations, and what it writes down."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch.optim import Optimizer
+
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.checkpoint import Snapshot, checkpoint_path, read_checkpoint, restore_snapshot
+from sdpo_cli.engine.events import Event, Note
+from sdpo_cli.engine.files import read_text, write_json_lines
+from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share
+from sdpo_cli.engine.records import EvaluationReport, from_json
+from sdpo_cli.engine.setup import Setup
+from sdpo_cli.errors import TrainingError
+from sdpo_cli.recipe import Recipe
+from sdpo_cli.registry import DIVERSITY
+
+
+def evaluation_path(folder: RunFolder, epoch: int) -> Path:
+    """Where the evaluation after `epoch` is."""
+    return folder.evaluations / f"epoch-{epoch:05d}.json"
+
+
+def is_due(recipe: Recipe, epoch: int) -> bool:
+    """Whether there is to be an evaluation after `epoch`."""
+    every = recipe.eval.every
+    return bool(every and epoch) and (epoch % every == 0 or epoch == recipe.train.epochs)
+
+
+def judgements(folder: RunFolder, recipe: Recipe, epoch: int) -> tuple[Judgement, ...]:
+    """What the guard makes of the evaluations up to that of `epoch`; nothing where it is off."""
+    if not recipe.guard.on:
+        return ()
+    due = [one for one in range(1, epoch + 1) if is_due(recipe, one) and evaluation_path(folder, one).exists()]
+    return decide(recipe.guard, [read_evaluation(folder, one) for one in due])
+
+
+def read_evaluation(folder: RunFolder, epoch: int) -> Evaluated:
+    """What was measured after `epoch`."""
+    path = evaluation_path(folder, epoch)
+    return evaluated(epoch, from_json(read_text(path), str(path)))
+
+
+def evaluated(epoch: int, report: EvaluationReport) -> Evaluated:
+    """The means of a report."""
+    base: dict[str, dict[int, float]] = {}
+    tuned: dict[str, dict[int, float]] = {}
+    for one in report.diversity:
+        base.setdefault(DIVERSITY, {})[one.steps] = one.base
+        if one.tuned is not None:
+            tuned.setdefault(DIVERSITY, {})[one.steps] = one.tuned
+    for row in report.results:
+        base.setdefault(row.reward, {})[row.steps] = row.base.mean
+        if row.tuned is not None:
+            tuned.setdefault(row.reward, {})[row.steps] = row.tuned.mean
+    return Evaluated(epoch, base, tuned)
+
+
+def watch(folder: RunFolder, recipe: Recipe, epoch: int) -> Generator[Event, None, Judgement | None]:
+    """The judgement that counts after `epoch`, if there is one: told where it is new, and all written down."""
+    found = judgements(folder, recipe, epoch)
+    if not found:
+        return None
+    write_json_lines(folder.guard, [asdict(one) for one in found])
+    if found[-1].epoch == epoch:
+        yield Note(in_words(recipe.guard, found[-1]))
+    return found[-1]
+
+
+def kept_epoch(folder: RunFolder, recipe: Recipe, epoch: int) -> int:
+    """The epoch whose weights are the run's, when `epoch` is the last one trained."""
+    found = judgements(folder, recipe, epoch)
+    if not found:
+        return epoch
+    last = found[-1]
+    return last.best or (last.epoch if last.action == "stop" else epoch)
+
+
+def heeded(
+    folder: RunFolder, setup: Setup, optimizer: Optimizer, snapshot: Snapshot, judged: Judgement | None
+) -> Snapshot:
+    """What the next epoch starts from: the snapshot, or the kept epoch's where the guard has just said to go back.
+
+    The counters go on, so that no prompt or noise is drawn twice.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = setup.recipe.train.learning_rate * lr_share(setup.recipe.guard, judged)
+    if judged is None or judged.best is None or (judged.action, judged.epoch) != ("go back", snapshot.progress.epoch):
+        return snapshot
+    best = read_checkpoint(checkpoint_path(folder.checkpoints, judged.best))
+    restore_snapshot(best, setup.model, optimizer)
+    return replace(best, progress=snapshot.progress)
+
+
+def put_kept_on(folder: RunFolder, setup: Setup, optimizer: Optimizer, epoch: int) -> bool:
+    """Put the kept epoch's weights on the model, where it is not `epoch`, the last one trained; whether it is not."""
+    kept = kept_epoch(folder, setup.recipe, epoch)
+    if kept != epoch:
+        restore_snapshot(read_checkpoint(checkpoint_path(folder.checkpoints, kept)), setup.model, optimizer)
+    return kept != epoch
+
+
+def account(folder: RunFolder, recipe: Recipe) -> Sequence[str]:
+    """What the guard did and which epoch is kept, one line each; nothing where it is off."""
+    found = judgements(folder, recipe, recipe.train.epochs)
+    return [*(in_words(recipe.guard, one) for one in found), conclusion(recipe.guard, found)] if found else []
+
+
+def check_kept(folder: RunFolder, recipe: Recipe) -> None:
+    """TrainingError where the best epoch was to be kept and every evaluation broke a rule."""
+    found = judgements(folder, recipe, recipe.train.epochs)
+    if found and found[-1].best is None and recipe.guard.keep_best.measure is not None:
+        raise TrainingError(
+            "every evaluation broke a rule of the guard, so no epoch is worth keeping",
+            place=str(folder.path),
+            remedy="evaluate more often (eval.every) or lower train.learning_rate; report.html shows the last epoch",
+        )
+
+
+def forget_evaluations(folder: RunFolder, epoch: int) -> None:
+    """Drop the evaluations of epochs after `epoch`, which the run will make again, and what was made of them."""
+    folder.guard.unlink(missing_ok=True)
+    for path in folder.evaluations.glob("epoch-*.json"):
+        if path > evaluation_path(folder, epoch):
+            path.unlink()
