@@ -1,6 +1,6 @@
 """The guard at work: what it reads of a run's evaluations, and what it writes down."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.checkpoint import Snapshot, checkpoint_path, read_checkpoint, restore_snapshot
 from sdpo_cli.engine.events import Event, Note
-from sdpo_cli.engine.files import read_text, write_json_lines
-from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share
+from sdpo_cli.engine.files import read_json_lines, read_text, write_json_lines
+from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share, watched
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.recipe import Recipe
-from sdpo_cli.registry import DIVERSITY
+from sdpo_cli.registry import DIVERGENCE, DIVERSITY
 
 
 def evaluation_path(folder: RunFolder, epoch: int) -> Path:
@@ -34,13 +34,22 @@ def judgements(folder: RunFolder, recipe: Recipe, epoch: int) -> tuple[Judgement
     if not recipe.guard.on:
         return ()
     due = [one for one in range(1, epoch + 1) if is_due(recipe, one) and evaluation_path(folder, one).exists()]
-    return decide(recipe.guard, [read_evaluation(folder, one) for one in due])
+    divergence = logged(folder, DIVERGENCE) if any(one.measure == DIVERGENCE for one in watched(recipe.guard)) else {}
+    return decide(recipe.guard, [read_evaluation(folder, one, divergence) for one in due])
 
 
-def read_evaluation(folder: RunFolder, epoch: int) -> Evaluated:
-    """What was measured after `epoch`."""
+def logged(folder: RunFolder, name: str) -> Mapping[int, float]:
+    """A number of `metrics.jsonl` by epoch."""
+    return {row["epoch"]: row[name] for row in read_json_lines(folder.metrics) if name in row}
+
+
+def read_evaluation(folder: RunFolder, epoch: int, divergence: Mapping[int, float]) -> Evaluated:
+    """What was measured after `epoch`, and where it was logged the divergence from the base model in it."""
     path = evaluation_path(folder, epoch)
-    return evaluated(epoch, from_json(read_text(path), str(path)))
+    found = evaluated(epoch, from_json(read_text(path), str(path)))
+    if epoch not in divergence:
+        return found
+    return Evaluated(epoch, {**found.base, DIVERGENCE: {0: 0.0}}, {**found.tuned, DIVERGENCE: {0: divergence[epoch]}})
 
 
 def evaluated(epoch: int, report: EvaluationReport) -> Evaluated:

@@ -4,14 +4,14 @@ draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit 
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
-from sdpo_cli.api.tensors import Conditioning, LearningPlan
+from sdpo_cli.api.tensors import Conditioning
 from sdpo_cli.engine.artifacts import RunFolder, append_line, forget_after
 from sdpo_cli.engine.checkpoint import (
     Progress,
@@ -25,18 +25,17 @@ from sdpo_cli.engine.checkpoint import (
 )
 from sdpo_cli.engine.credit import (
     Asked,
-    Credited,
     KeyRewards,
     action_steps,
     ask_rewards,
     assign_credit,
-    first_rewarded_step,
     key_rewards,
 )
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.guarding import forget_evaluations, heeded, kept_epoch, put_kept_on, watch
 from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
 from sdpo_cli.engine.reference import LOGGED_PAIRS, kl_from_base, with_reference
@@ -230,7 +229,7 @@ def run_epoch(
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
         learnt, micro_batch = update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
     progress = advanced(snapshot.progress, rollouts, scored, updates)
-    metrics = epoch_metrics(progress, scored, credited, plan, actions, {**gap, **learnt, **divergence})
+    metrics = epoch_metrics(progress, rollouts, scored, credited, plan, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
 
@@ -277,22 +276,3 @@ def draw_epoch(run: Run, epoch: int) -> Draw:
     prompts = draw_prompts(run.setup.prompts, recipe.rollout.pairs, epoch, recipe.seed)
     texts = [prompt.text for prompt in prompts]
     return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, encode_distinct(run.setup.model, texts, known=run.known))
-
-
-def epoch_metrics(
-    progress: Progress,
-    scored: KeyRewards,
-    credited: Credited,
-    plan: LearningPlan,
-    actions: Sequence[int],
-    learnt: Mapping[str, float],
-) -> dict[str, int | float]:
-    """One line of `metrics.jsonl`; rewards are means over the epoch's rollouts."""
-    return {
-        **asdict(progress),
-        "reward_first": float(credited.dense[..., first_rewarded_step(plan)].mean()),
-        "reward_last": float(scored.reward[..., scored.last].mean()),
-        **{f"reward/{name}": float(values[..., scored.last].mean()) for name, values in scored.values.items()},
-        "advantage_std": float(credited.advantage[..., actions].std(correction=0)),
-        **learnt,
-    }

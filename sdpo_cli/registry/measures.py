@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sdpo_cli.errors import one_line
-from sdpo_cli.recipe import GuardSection, did_you_mean, joined
+from sdpo_cli.recipe import Recipe, did_you_mean, joined
 from sdpo_cli.registry.lookup import Chosen
 
-DIVERSITY = "diversity"
+DIVERSITY, DIVERGENCE = "diversity", "kl_base"
+"""What is measured beside the rewards: by every evaluation, and by every epoch of training."""
 
 
 def distinct_rewards(chosen: Sequence[Chosen[Any]]) -> dict[str, Chosen[Any]]:
@@ -29,12 +30,16 @@ def options_text(chosen: Chosen[Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in chosen.all_options().items())
 
 
-def guard_faults(guard: GuardSection, rewards: Sequence[Chosen[Any]], place: str) -> Iterable[str]:
-    """A line for each rule whose measure no evaluation has; `rewards` are those that it scores."""
-    known = [*distinct_rewards(rewards), DIVERSITY]
-    named = {f"stop_if.{number}": rule.measure for number, rule in enumerate(guard.stop_if)}
-    for field, measure in {"keep_best": guard.keep_best.measure, **named}.items():
-        if measure is not None and measure not in known:
-            remedy = f"{did_you_mean(measure, known)} measured: {', '.join(known)}"
-            where = joined(place, ["guard", field, "measure"])
-            yield one_line(f"nothing called {measure!r} is evaluated", where, remedy)
+def guard_faults(recipe: Recipe, rewards: Sequence[Chosen[Any]], place: str) -> Iterable[str]:
+    """A line for each rule whose measure there is not; `rewards` are those that evaluations score."""
+    guard, model = recipe.guard, recipe.model
+    logged = [DIVERGENCE] if model.train == "lora" or recipe.train.kl > 0 else []
+    known = [*distinct_rewards(rewards), DIVERSITY, *logged]
+    rules = {f"stop_if.{number}": rule for number, rule in enumerate(guard.stop_if)}
+    for field, one in {"keep_best": guard.keep_best, **rules}.items():
+        where = joined(place, ["guard", field])
+        if one.measure is not None and one.measure not in known:
+            remedy = f"{did_you_mean(one.measure, known)} measured: {', '.join(known)}"
+            yield one_line(f"nothing called {one.measure!r} is measured", f"{where}.measure", remedy)
+        if one.measure == DIVERGENCE and one.steps:
+            yield one_line(f"{DIVERGENCE} is measured in training, at no step count", f"{where}.steps", "leave it out")

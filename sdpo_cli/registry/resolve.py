@@ -82,8 +82,10 @@ def resolve(
     part, unsound = sound_part(raw)
     found = _look_up(part, unsound, place, folder, registry or load_registry(), faults)
     rewards = [*found["reward"], *found["eval.rewards"]]
-    if not unsound & {"reward", "eval", "guard"} and len(rewards) == len([*part.reward, *part.eval.rewards]):
-        faults += guard_faults(part.guard, rewards, place)
+    if not unsound & {"reward", "eval", "guard", "model", "train"} and len(rewards) == len(
+        [*part.reward, *part.eval.rewards]
+    ):
+        faults += guard_faults(part, rewards, place)
     if recipe is None or faults:
         raise RecipeError(faults)
     return ResolvedRecipe(

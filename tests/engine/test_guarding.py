@@ -215,3 +215,16 @@ def test_a_guarded_run_may_get_other_rules_but_no_other_evaluation(checkpoint):
     with pytest.raises(RecipeError) as fault:
         check_same_run(written, other, "r.yaml")
     assert [line.split(": ")[1] for line in fault.value.faults] == ["eval.steps", "guard.rollback"]
+
+
+def test_the_divergence_from_the_base_model_is_watched_too(checkpoint, free, tmp_path):
+    rows = {row["epoch"]: row["kl_base"] for row in map(json.loads, free.metrics.read_text().splitlines())}
+    assert rows[1] == 0 < rows[2]
+    rule = StopRule(measure="kl_base", above=rows[2] / 2)
+    setup = watched_setup(checkpoint, GuardSection(stop_if=(rule,)))
+    folder = run_folder(tmp_path / "run", setup)
+    notes = [event.text for event in run_on(setup, folder) if isinstance(event, Note)]
+    assert notes == [
+        "guard, epoch 1: every rule is kept",
+        f"guard, epoch 2: kl_base is {rows[2]:.4g}, above {rows[2] / 2:g}; training stops",
+    ]

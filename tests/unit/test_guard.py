@@ -3,7 +3,18 @@
 import pytest
 
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share
-from sdpo_cli.recipe import GuardSection, KeepBestSection, RollbackSection, StopRule
+from sdpo_cli.errors import RecipeError
+from sdpo_cli.recipe import (
+    GuardSection,
+    KeepBestSection,
+    RollbackSection,
+    StopRule,
+    dump_recipe,
+    read_recipe,
+    recipe_faults,
+)
+from sdpo_cli.recipe.text import parse_yaml
+from sdpo_cli.registry import resolve
 
 BASE = {"colour": {1: 50.0, 4: 60.0}, "gold": {1: 0.75, 4: 0.875}}
 
@@ -163,3 +174,82 @@ class TestWords:
         assert conclusion(guard(DROP), decide(guard(DROP), rows[1:])) == (
             "Kept: the last epoch, 2, for want of a better one: every evaluation broke a rule."
         )
+
+
+class TestFaults:
+    """What is wrong with a guard is said when the recipe is read."""
+
+    @staticmethod
+    def faults(guard: str, evaluation: str = "{every: 2}", model: str = "emoji-turbo") -> list[str]:
+        text = f"model: {model}\nprompts: simple-animals\nreward: colorfulness\neval: {evaluation}\nguard: {guard}\n"
+        with pytest.raises(RecipeError) as fault:
+            resolve(parse_yaml(text, "r.yaml"), "r.yaml")
+        return fault.value.faults
+
+    @pytest.mark.parametrize(
+        ("guard", "fault"),
+        [
+            (
+                "{keep_best: {measure: colorfulnes}}",
+                "guard.keep_best.measure: nothing called 'colorfulnes' is measured; did you mean colorfulness? "
+                "measured: colorfulness, diversity, kl_base",
+            ),
+            (
+                "{stop_if: [{measure: kl_base, above: 0.1}, {measure: emoji-clip, drop: 0.1}]}",
+                "guard.stop_if.1.measure: nothing called 'emoji-clip' is measured; "
+                "measured: colorfulness, diversity, kl_base",
+            ),
+            (
+                "{stop_if: [{measure: kl_base, above: 0.1, steps: [4]}]}",
+                "guard.stop_if.0.steps: kl_base is measured in training, at no step count; leave it out",
+            ),
+            (
+                "{stop_if: [{measure: diversity, below: 0.1, drop: 0.1}]}",
+                "guard.stop_if.0: needs one of below, above and drop",
+            ),
+            ("{stop_if: [{measure: diversity}]}", "guard.stop_if.0: needs one of below, above and drop"),
+            (
+                "{stop_if: [{measure: diversity, belw: 0.1}]}",
+                "guard.stop_if.0.belw: unknown field; did you mean below?",
+            ),
+            ("{keep_bets: {}}", "guard.keep_bets: unknown field; did you mean keep_best?"),
+            (
+                "{keep_best: {measure: colorfulness, steps: [3]}}",
+                "guard.keep_best.steps: 3 is not in eval.steps; evaluated are 1, 2, 4, 8",
+            ),
+            (
+                "{rollback: {times: 1}}",
+                "guard.rollback: there is no kept epoch to go back to; set guard.keep_best.measure",
+            ),
+            ("{stop_if: [{measure: diversity, drop: 0}]}", "guard.stop_if.0.drop: 0 should be above 0"),
+        ],
+    )
+    def test_one_line_each(self, guard, fault):
+        assert self.faults(guard) == [f"r.yaml: {fault}"]
+
+    def test_a_guard_needs_evaluations(self):
+        (fault,) = self.faults("{keep_best: {measure: colorfulness}}", "{}")
+        assert fault == (
+            "r.yaml: guard: acts on evaluations, and eval.every 0 makes none; set eval.every, or leave guard out"
+        )
+
+    def test_diversity_needs_two_pictures_of_a_prompt(self):
+        (fault,) = self.faults("{stop_if: [{measure: diversity, below: 0.1}]}", "{every: 2, images_per_prompt: 1}")
+        assert fault == (
+            "r.yaml: guard.stop_if.0.measure: diversity compares pictures of one prompt, and eval.images_per_prompt is "
+            "1; set eval.images_per_prompt to 2 or more"
+        )
+
+    def test_the_divergence_is_not_logged_where_all_weights_are_trained(self):
+        rule = "{stop_if: [{measure: kl_base, above: 0.1}]}"
+        (fault,) = self.faults(rule, model="{name: emoji-turbo, train: full}")
+        assert fault.startswith("r.yaml: guard.stop_if.0.measure: nothing called 'kl_base' is measured; ")
+
+    @staticmethod
+    def test_a_guard_reads_back_as_it_was_written(tmp_path):
+        text = "model: m\nprompts: p\nreward: r\neval: {every: 1}\nguard: {stop_if: [{measure: r, below: 1}]}\n"
+        (tmp_path / "r.yaml").write_text(text)
+        recipe, _ = recipe_faults(read_recipe(tmp_path / "r.yaml").raw, "r.yaml")
+        (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+        assert recipe_faults(read_recipe(tmp_path / "again.yaml").raw, "r.yaml") == (recipe, [])
+        assert recipe.guard.stop_if == (StopRule(measure="r", below=1),)
