@@ -34,7 +34,8 @@ def judgements(folder: RunFolder, recipe: Recipe, epoch: int) -> tuple[Judgement
     if not recipe.guard.on:
         return ()
     due = [one for one in range(1, epoch + 1) if is_due(recipe, one) and evaluation_path(folder, one).exists()]
-    divergence = logged(folder, DIVERGENCE) if any(one.measure == DIVERGENCE for one in watched(recipe.guard)) else {}
+    wanted = due and any(one.measure == DIVERGENCE for one in watched(recipe.guard))
+    divergence = logged(folder, DIVERGENCE) if wanted else {}
     return decide(recipe.guard, [read_evaluation(folder, one, divergence) for one in due])
 
 

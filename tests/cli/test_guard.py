@@ -29,7 +29,7 @@ def test_the_terminal_the_report_and_the_card_say_which_epoch_is_kept_and_why(wo
 
 def test_a_run_with_nothing_worth_keeping_ends_in_one_line_and_exit_code_5(workplace, capsys):
     assert train(RULES.replace("LIMIT", "1.0")) == 5
-    *_, stopped, kept, error = capsys.readouterr().err.splitlines()
+    *_, kept, error = capsys.readouterr().err.splitlines()
     assert error == (
         "error: runs/small: every evaluation broke a rule of the guard, so no epoch is worth keeping; evaluate more "
         "often (eval.every) or lower train.learning_rate; report.html shows the last epoch"
