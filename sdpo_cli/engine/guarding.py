@@ -13,7 +13,7 @@ from sdpo_cli.engine.files import read_json_lines, read_text, write_json_lines
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share, watched
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.engine.setup import Setup
-from sdpo_cli.errors import TrainingError
+from sdpo_cli.errors import ArtifactError, TrainingError
 from sdpo_cli.recipe import Recipe
 from sdpo_cli.registry import DIVERGENCE, DIVERSITY
 
@@ -25,8 +25,7 @@ def evaluation_path(folder: RunFolder, epoch: int) -> Path:
 
 def is_due(recipe: Recipe, epoch: int) -> bool:
     """Whether there is to be an evaluation after `epoch`."""
-    every = recipe.eval.every
-    return bool(every and epoch) and (epoch % every == 0 or epoch == recipe.train.epochs)
+    return recipe.eval.every > 0 and epoch > 0 and epoch % recipe.eval.every == 0
 
 
 def judgements(folder: RunFolder, recipe: Recipe, epoch: int) -> tuple[Judgement, ...]:
@@ -99,7 +98,7 @@ def heeded(
         group["lr"] = setup.recipe.train.learning_rate * lr_share(setup.recipe.guard, judged)
     if judged is None or judged.best is None or (judged.action, judged.epoch) != ("go back", snapshot.progress.epoch):
         return snapshot
-    best = read_checkpoint(checkpoint_path(folder.checkpoints, judged.best))
+    best = read_kept(folder, judged.best)
     restore_snapshot(best, setup.model, optimizer)
     return replace(best, progress=snapshot.progress)
 
@@ -108,8 +107,16 @@ def put_kept_on(folder: RunFolder, setup: Setup, optimizer: Optimizer, epoch: in
     """Put the kept epoch's weights on the model, where it is not `epoch`, the last one trained; whether it is not."""
     kept = kept_epoch(folder, setup.recipe, epoch)
     if kept != epoch:
-        restore_snapshot(read_checkpoint(checkpoint_path(folder.checkpoints, kept)), setup.model, optimizer)
+        restore_snapshot(read_kept(folder, kept), setup.model, optimizer)
     return kept != epoch
+
+
+def read_kept(folder: RunFolder, epoch: int) -> Snapshot:
+    """The checkpoint of the kept epoch. ArtifactError where it is gone or damaged."""
+    path = checkpoint_path(folder.checkpoints, epoch)
+    if not path.is_dir():
+        raise ArtifactError("the kept epoch's checkpoint is gone", place=str(path), remedy="put it back")
+    return read_checkpoint(path)
 
 
 def account(folder: RunFolder, recipe: Recipe) -> Sequence[str]:

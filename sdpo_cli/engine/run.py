@@ -34,7 +34,7 @@ from sdpo_cli.registry import ResolvedRecipe, load_recipe
 MAY_CHANGE = {
     "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every"},
     "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
-    "guard": {"stop_if"},
+    "guard": {"rollback"},
 }
 """Fields that a resumed run may set anew: they change no step already taken."""
 

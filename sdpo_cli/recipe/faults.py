@@ -222,9 +222,12 @@ def _steps_rule(recipe: Recipe) -> Iterable[Fault]:
 
 
 def _guard_rule(recipe: Recipe) -> Iterable[Fault]:
-    guard, evaluation = recipe.guard, recipe.eval
+    guard, evaluation, epochs = recipe.guard, recipe.eval, recipe.train.epochs
     if guard.on and not evaluation.every:
         yield "guard", "acts on evaluations, and eval.every 0 makes none", "set eval.every, or leave guard out"
+    elif guard.on and (over := epochs % evaluation.every):
+        fault = f"{evaluation.every} does not divide train.epochs {epochs}: guard would miss the last {over}"
+        yield "eval.every", fault, f"use {divisors(epochs)}"
     if guard.rollback.times and guard.keep_best.measure is None:
         yield "guard.rollback", "there is no kept epoch to go back to", "set guard.keep_best.measure"
     watched = {"keep_best": guard.keep_best, **{f"stop_if.{n}": rule for n, rule in enumerate(guard.stop_if)}}
@@ -244,7 +247,7 @@ _RULES: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"model"}, _adapter_rule),
     ({"reward"}, _weight_rule),
     ({"eval"}, _steps_rule),
-    ({"eval", "guard"}, _guard_rule),
+    ({"eval", "guard", "train"}, _guard_rule),
 )
 
 

@@ -18,7 +18,7 @@ from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.run import check_same_run, keep_records, whole_run
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import RecipeError, TrainingError
+from sdpo_cli.errors import ArtifactError, RecipeError, TrainingError
 from sdpo_cli.recipe import GuardSection, KeepBestSection, RollbackSection, StopRule, dump_recipe
 
 EPOCHS = 3
@@ -198,23 +198,33 @@ def test_a_run_with_nothing_worth_keeping_is_no_success(checkpoint, tmp_path):
     assert "for want of a better one" in (folder.path / "report.html").read_text()
 
 
-def test_the_last_epoch_is_evaluated_too(checkpoint, tmp_path):
-    setup = watched_setup(checkpoint, keeping(), every=2)
+def test_a_kept_checkpoint_that_is_gone_is_one_line(checkpoint, limit, tmp_path):
+    setup = watched_setup(checkpoint, keeping(limit))
     folder = run_folder(tmp_path / "run", setup)
     list(run_on(setup, folder))
-    assert sorted(path.name for path in folder.evaluations.iterdir()) == ["epoch-00002.json", "epoch-00003.json"]
+    gone = checkpoint_path(folder.checkpoints, 1)
+    shutil.rmtree(gone)
+    with pytest.raises(ArtifactError) as fault:
+        list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=True))
+    assert str(fault.value) == f"{gone}: the kept epoch's checkpoint is gone; put it back"
 
 
-def test_a_guarded_run_may_get_other_rules_but_no_other_evaluation(checkpoint):
+def test_a_guarded_run_may_go_back_more_often_but_not_get_other_rules_or_evaluations(checkpoint):
     written = watched_setup(checkpoint, keeping()).recipe
+    check_same_run(written, written.model_copy(update={"guard": keeping(times=1)}), "r.yaml")
     rule = StopRule(measure="brightness", below=0.1)
-    check_same_run(written, written.model_copy(update={"guard": keeping(rule)}), "r.yaml")
-    other = written.model_copy(
-        update={"eval": written.eval.model_copy(update={"steps": (2,), "batch": 8}), "guard": keeping(rule, times=1)}
-    )
+    evaluation = written.eval.model_copy(update={"steps": (2,), "batch": 8})
     with pytest.raises(RecipeError) as fault:
-        check_same_run(written, other, "r.yaml")
-    assert [line.split(": ")[1] for line in fault.value.faults] == ["eval.steps", "guard.rollback"]
+        check_same_run(written, written.model_copy(update={"eval": evaluation, "guard": keeping(rule)}), "r.yaml")
+    assert [line.split(": ")[1] for line in fault.value.faults] == ["eval.steps", "guard.stop_if"]
+
+
+def test_a_stopped_run_goes_on_where_it_may_go_back_once_more(checkpoint, limit, turned_back, tmp_path):
+    setup = watched_setup(checkpoint, keeping(limit), keep_last=1)
+    folder = run_folder(tmp_path / "run", setup)
+    list(run_on(setup, folder))
+    list(run_on(watched_setup(checkpoint, keeping(limit, times=1), keep_last=1), folder, resume=True))
+    assert everything(folder) == everything(turned_back)
 
 
 def test_the_divergence_from_the_base_model_is_watched_too(checkpoint, free, tmp_path):

@@ -233,6 +233,12 @@ class TestFaults:
             "r.yaml: guard: acts on evaluations, and eval.every 0 makes none; set eval.every, or leave guard out"
         )
 
+    def test_a_guard_watches_to_the_end(self):
+        (fault,) = self.faults("{keep_best: {measure: colorfulness}}", "{every: 3}")
+        assert fault == (
+            "r.yaml: eval.every: 3 does not divide train.epochs 16: guard would miss the last 1; use 1, 2, 4, 8 or 16"
+        )
+
     def test_diversity_needs_two_pictures_of_a_prompt(self):
         (fault,) = self.faults("{stop_if: [{measure: diversity, below: 0.1}]}", "{every: 2, images_per_prompt: 1}")
         assert fault == (
