@@ -14,7 +14,7 @@ from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_w
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.errors import ArtifactError, TrainingError
-from sdpo_cli.recipe import Recipe
+from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults
 from sdpo_cli.registry import DIVERGENCE, DIVERSITY
 
 
@@ -123,6 +123,12 @@ def account(folder: RunFolder, recipe: Recipe) -> Sequence[str]:
     """What the guard did and which epoch is kept, one line each; nothing where it is off."""
     found = judgements(folder, recipe, recipe.train.epochs)
     return [*(in_words(recipe.guard, one) for one in found), conclusion(recipe.guard, found)] if found else []
+
+
+def account_of(folder: RunFolder) -> Sequence[str]:
+    """`account` of a finished run, by the recipe in its folder."""
+    recipe, _ = recipe_faults(read_recipe(folder.recipe).raw, str(folder.recipe))
+    return account(folder, recipe) if recipe else []
 
 
 def check_kept(folder: RunFolder, recipe: Recipe) -> None:

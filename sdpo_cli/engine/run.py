@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sdpo_cli.api.lora_file import read_lora
-from sdpo_cli.engine.adapter_files import adapter_files, base_changes
+from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import RunFolder, check_out, claim_run_folder, library_versions, write_recipe
 from sdpo_cli.engine.board import Board
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
@@ -196,22 +196,7 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         guard=account(folder, setup.recipe),
     )
     write_text(folder.path / "report.html", render_report(page))
-    adapter = adapter_files(folder.adapter)
-    card = ModelCard(
-        title=name,
-        model=setup.recipe.model.name,
-        source=setup.model.source,
-        dtype=setup.recipe.model.dtype,
-        on_hub=not Path(setup.model.source).exists(),
-        recipe=recipe,
-        versions=library_versions(),
-        report=evaluation.report,
-        form="lora" if adapter.kind == "lora" else "denoiser",
-        component=adapter.component,
-        base_changes=base_changes(setup.recipe.model.options),
-        guard=page.guard,
-    )
-    write_text(folder.adapter / "README.md", render_model_card(card))
+    adapter = write_card(setup, folder, page)
     yield FileWritten(grid, "the same prompts and seeds before and after")
     yield FileWritten(folder.path / "report.html", "the report, for a browser")
     yield FileWritten(folder.adapter, adapter.what)
@@ -219,6 +204,27 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         yield Note(page.guard[-1])
     check_kept(folder, setup.recipe)
     return Trained(folder, evaluation, grid)
+
+
+def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFiles:
+    """Write the model card beside the adapter, with what the report says; gives what lies there."""
+    adapter = adapter_files(folder.adapter)
+    card = ModelCard(
+        title=page.title,
+        model=setup.recipe.model.name,
+        source=setup.model.source,
+        dtype=setup.recipe.model.dtype,
+        on_hub=not Path(setup.model.source).exists(),
+        recipe=page.recipe,
+        versions=page.versions,
+        report=page.report,
+        form="lora" if adapter.kind == "lora" else "denoiser",
+        component=adapter.component,
+        base_changes=base_changes(setup.recipe.model.options),
+        guard=page.guard,
+    )
+    write_text(folder.adapter / "README.md", render_model_card(card))
+    return adapter
 
 
 def find_run(out: Path | None, latest: Path | None) -> RunFolder:

@@ -21,6 +21,9 @@ def test_the_terminal_the_report_and_the_card_say_which_epoch_is_kept_and_why(wo
     assert lines[-1].startswith(f"Kept: epoch {best}, where colorfulness, ")
     for page in ("report.html", "adapter/README.md"):
         assert all(line in (run / page).read_text() for line in lines)
+    assert main(["export", "runs/small", "--out", "exported", "--quiet"]) == 0
+    assert lines[-1] in (workplace / "exported" / "README.md").read_text()
+    capsys.readouterr()
     assert main(["train", "--resume", "--set", "eval.images_per_prompt=2"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: runs/small/recipe.yaml: eval.images_per_prompt: 1 cannot become 2 in a resumed run"

@@ -1,6 +1,8 @@
 """The guard's decisions, worked out by hand."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share
 from sdpo_cli.errors import RecipeError
@@ -125,11 +127,20 @@ class TestRollback:
         assert [lr_share(rules, one) for one in (None, *found)] == [1, 1, 0.5, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("cut", range(1, 6))
-def test_what_is_decided_never_depends_on_what_comes_later(cut):
-    rows = evaluations((60, 0.75), (90, 0.5), (70, 0.8), (90, 0.5), (95, 0.75))
-    rules = guard(DROP, times=2)
-    assert decide(rules, rows)[:cut] == decide(rules, rows[:cut])
+ROWS = st.lists(st.tuples(st.integers(40, 100), st.sampled_from([0.25, 0.5, 0.6875, 0.75, 0.875])), max_size=12)
+
+
+@given(rows=ROWS, patience=st.integers(1, 3), times=st.integers(0, 3), cut=st.integers(0, 12))
+def test_laws_of_every_course(rows, patience, times, cut):
+    rules = guard(StopRule(measure="gold", drop=0.0625, since="best", patience=patience), times=times)
+    seen = evaluations(*rows)
+    found = decide(rules, seen)
+    assert found[:cut] == decide(rules, seen[:cut])  # what comes later changes nothing
+    assert "stop" not in [one.action for one in found[:-1]]
+    assert sum(one.action == "go back" for one in found) <= times
+    sound = [(one.values["colour"], -one.epoch) for one in found if not one.broken]
+    for one in found[-1:]:
+        assert one.best == (-max(sound)[1] if sound else None)
 
 
 class TestWords:
