@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sdpo_cli.errors import one_line
-from sdpo_cli.recipe import Recipe, did_you_mean, joined
+from sdpo_cli.recipe import KeepBestSection, Recipe, StopRule, did_you_mean, joined
 from sdpo_cli.registry.lookup import Chosen
 
 DIVERSITY, DIVERGENCE = "diversity", "kl_base"
@@ -35,8 +35,8 @@ def guard_faults(recipe: Recipe, rewards: Sequence[Chosen[Any]], place: str) -> 
     guard, model = recipe.guard, recipe.model
     logged = [DIVERGENCE] if model.train == "lora" or recipe.train.kl > 0 else []
     known = [*distinct_rewards(rewards), DIVERSITY, *logged]
-    rules = {f"stop_if.{number}": rule for number, rule in enumerate(guard.stop_if)}
-    for field, one in {"keep_best": guard.keep_best, **rules}.items():
+    rules: dict[str, KeepBestSection | StopRule] = {"keep_best": guard.keep_best}
+    for field, one in (rules | {f"stop_if.{number}": rule for number, rule in enumerate(guard.stop_if)}).items():
         where = joined(place, ["guard", field])
         if one.measure is not None and one.measure not in known:
             remedy = f"{did_you_mean(one.measure, known)} measured: {', '.join(known)}"
