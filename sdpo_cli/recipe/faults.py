@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sdpo_cli.errors import one_line
-from sdpo_cli.recipe.schema import Recipe
+from sdpo_cli.recipe.schema import KeepBestSection, Recipe, StopRule
 from sdpo_cli.recipe.shorthand import expand
 
 M = TypeVar("M", bound=BaseModel)
@@ -230,8 +230,8 @@ def _guard_rule(recipe: Recipe) -> Iterable[Fault]:
         yield "eval.every", fault, f"use {divisors(epochs)}"
     if guard.rollback.times and guard.keep_best.measure is None:
         yield "guard.rollback", "there is no kept epoch to go back to", "set guard.keep_best.measure"
-    watched = {"keep_best": guard.keep_best, **{f"stop_if.{n}": rule for n, rule in enumerate(guard.stop_if)}}
-    for field, one in watched.items():
+    watched: dict[str, KeepBestSection | StopRule] = {"keep_best": guard.keep_best}
+    for field, one in (watched | {f"stop_if.{number}": rule for number, rule in enumerate(guard.stop_if)}).items():
         unknown = sorted(set(one.steps or ()) - set(evaluation.steps))
         if unknown:
             drawn = ", ".join(map(str, evaluation.steps))
