@@ -53,6 +53,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def evaluations(self) -> Path:
+        """What was measured every `eval.every` epochs."""
+        return self.path / "evaluations"
+
+    @property
+    def guard(self) -> Path:
+        """What the guard made of them, one line each."""
+        return self.path / "guard.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.path / "tensorboard"

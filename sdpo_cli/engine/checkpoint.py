@@ -101,8 +101,11 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:05d}"
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep_last: int) -> Path:
-    """Write `snapshot` under `folder`, whole or not at all, then drop all but the newest `keep_last` checkpoints."""
+def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep_last: int, keep_epoch: int | None = None) -> Path:
+    """Write `snapshot` under `folder`, whole or not at all, then drop old checkpoints.
+
+    The newest `keep_last` and that of `keep_epoch` stay.
+    """
     final = checkpoint_path(folder, snapshot.progress.epoch)
     partial = folder / f"{PARTIAL}{final.name}"
     with writing(final):
@@ -116,7 +119,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep_last: int) -> Pat
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         for old in complete_checkpoints(folder)[:-keep_last]:
-            shutil.rmtree(old)
+            if old.name != checkpoint_path(folder, keep_epoch or 0).name:
+                shutil.rmtree(old)
     return final
 
 

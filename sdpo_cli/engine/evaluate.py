@@ -25,6 +25,7 @@ from sdpo_cli.engine.rollout import encode_distinct
 from sdpo_cli.engine.sampling import sample_pictures
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.maths import mean_unlikeness
 
 THUMBNAIL = 16
 
@@ -162,10 +163,7 @@ def within_prompt_diversity(
         return None
     embed = found[1].embed if found else thumbnail
     embedding = torch.cat([embed(part.to(device)).cpu() for part in pictures.split(64)])
-    unit = torch.nn.functional.normalize(embedding.float(), dim=-1).unflatten(0, (-1, images_per_prompt))
-    similar = unit @ unit.mT
-    pairs = images_per_prompt * (images_per_prompt - 1)
-    return 1 - float(((similar.sum((-2, -1)) - images_per_prompt) / pairs).mean())
+    return float(mean_unlikeness(embedding.unflatten(0, (-1, images_per_prompt))).mean())
 
 
 def thumbnail(pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:

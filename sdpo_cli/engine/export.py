@@ -16,6 +16,7 @@ from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_chan
 from sdpo_cli.engine.artifacts import RunFolder, is_run, latest_run, library_versions
 from sdpo_cli.engine.events import Event, FileWritten, StageStarted
 from sdpo_cli.engine.files import read_text, writing
+from sdpo_cli.engine.guarding import account_of
 from sdpo_cli.engine.records import from_json
 from sdpo_cli.engine.report import ModelCard, render_model_card
 from sdpo_cli.engine.sources import Source, load_model, run_source
@@ -169,4 +170,5 @@ def card_of(adapter: Adapter, run: RunFolder, source: Source, order: Order) -> M
         file=kohya_name(adapter) if order.format == "kohya" else "",
         licence=source.model.spec.facts.get("licence", ""),
         base_changes=base_changes(source.model.all_options()),
+        guard=account_of(run),
     )

@@ -54,6 +54,7 @@ class ReportPage:
         pictures: before/after grids.
         recipe: the resolved recipe, YAML.
         versions: `name version` of the libraries that decide the numbers.
+        guard: what the guard did, one line each, and last which epoch was kept.
     """
 
     title: str
@@ -62,6 +63,7 @@ class ReportPage:
     pictures: Sequence[Picture]
     recipe: str
     versions: Sequence[str]
+    guard: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class ModelCard:
         file: name of the file, where the loader needs it.
         licence: the base model's, where it is known.
         base_changes: what the recipe changed in the base model before training.
+        guard: what the guard did, one line each, and last which epoch was kept.
     """
 
     title: str
@@ -97,6 +100,7 @@ class ModelCard:
     file: str = ""
     licence: str = ""
     base_changes: Sequence[str] = ()
+    guard: Sequence[str] = ()
 
 
 def draw_curves(metrics: Sequence[Mapping[str, int | float]], theme: Theme = LIGHT) -> bytes:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from sdpo_cli.api.lora_file import read_lora
-from sdpo_cli.engine.adapter_files import adapter_files, base_changes
+from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import RunFolder, check_out, claim_run_folder, library_versions, write_recipe
 from sdpo_cli.engine.board import Board
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
-from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Resumed, StageStarted
+from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import read_json_lines, read_text, write_bytes, write_text
 from sdpo_cli.engine.grids import SHOWN, before_after, step_label
+from sdpo_cli.engine.guarding import account, check_kept, evaluation_path, is_due, kept_epoch
 from sdpo_cli.engine.images import picture_grid, png_bytes
 from sdpo_cli.engine.locking import locked
 from sdpo_cli.engine.records import to_json
@@ -33,8 +34,12 @@ from sdpo_cli.registry import ResolvedRecipe, load_recipe
 MAY_CHANGE = {
     "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every"},
     "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
+    "guard": {"rollback"},
 }
 """Fields that a resumed run may set anew: they change no step already taken."""
+
+GUARDED = {"eval": {"batch"}}
+"""The same where a guard is on: it compares all evaluations of the run."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,12 @@ def resume(folder: RunFolder, overrides: list[str]) -> Generator[Event, None, Tr
 def check_same_run(written: Recipe, wanted: Recipe, place: str) -> None:
     """RecipeError naming every field that differs and may not."""
     before, after = written.model_dump(), wanted.model_dump()
+    may_change = MAY_CHANGE | (GUARDED if written.guard.on or wanted.guard.on else {})
     faults = []
     for section in before:
         if before[section] == after[section]:
             continue
-        free = MAY_CHANGE.get(section, set())
+        free = may_change.get(section, set())
         keys = [key for key in before[section] if key not in free] if isinstance(before[section], dict) else [""]
         for key in keys:
             old, new = (before[section][key], after[section][key]) if key else (before[section], after[section])
@@ -132,12 +138,12 @@ def keep_records(
     setup: Setup, folder: RunFolder, epoch: int, earlier: Evaluation | None
 ) -> Generator[Event, None, Evaluation | None]:
     """Sample grid and evaluation of an epoch, where they are due and not there yet; gives the evaluation."""
-    train, every = setup.recipe.train, setup.recipe.eval.every
+    train = setup.recipe.train
     grid = folder.samples / f"epoch-{epoch:05d}.png"
     if train.samples_every and (epoch % train.samples_every == 0 or epoch == train.epochs) and not grid.exists():
         write_samples(setup, grid)
-    path = folder.path / "evaluations" / f"epoch-{epoch:05d}.json"
-    if not every or epoch % every or path.exists():
+    path = evaluation_path(folder, epoch)
+    if not is_due(setup.recipe, epoch) or path.exists():
         return None
     found = yield from evaluate_run(setup, folder, epoch, earlier)
     write_text(path, to_json(found.report))
@@ -171,9 +177,9 @@ def evaluate_run(
 
 def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> Generator[Event, None, Trained]:
     """Evaluate, where that has not just been done; write the report, the before/after grid and the model card."""
-    epochs = setup.recipe.train.epochs
-    if evaluation is None or evaluation.epoch != epochs:
-        evaluation = yield from evaluate_run(setup, folder, epochs, evaluation)
+    kept = kept_epoch(folder, setup.recipe, setup.recipe.train.epochs)
+    if evaluation is None or evaluation.epoch != kept:
+        evaluation = yield from evaluate_run(setup, folder, kept, evaluation)
     grid = folder.path / "before-after.png"
     write_bytes(grid, png_bytes(before_after(evaluation, [prompt.text for prompt in setup.eval_prompts[:SHOWN]])))
     write_text(folder.evaluation, to_json(evaluation.report))
@@ -187,27 +193,38 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         pictures=[Picture(grid.read_bytes(), "The same prompts and seeds, before and after training.")],
         recipe=recipe,
         versions=library_versions(),
+        guard=account(folder, setup.recipe),
     )
     write_text(folder.path / "report.html", render_report(page))
+    adapter = write_card(setup, folder, page)
+    yield FileWritten(grid, "the same prompts and seeds before and after")
+    yield FileWritten(folder.path / "report.html", "the report, for a browser")
+    yield FileWritten(folder.adapter, adapter.what)
+    if page.guard:
+        yield Note(page.guard[-1])
+    check_kept(folder, setup.recipe)
+    return Trained(folder, evaluation, grid)
+
+
+def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFiles:
+    """Write the model card beside the adapter, with what the report says; gives what lies there."""
     adapter = adapter_files(folder.adapter)
     card = ModelCard(
-        title=name,
+        title=page.title,
         model=setup.recipe.model.name,
         source=setup.model.source,
         dtype=setup.recipe.model.dtype,
         on_hub=not Path(setup.model.source).exists(),
-        recipe=recipe,
-        versions=library_versions(),
-        report=evaluation.report,
+        recipe=page.recipe,
+        versions=page.versions,
+        report=page.report,
         form="lora" if adapter.kind == "lora" else "denoiser",
         component=adapter.component,
         base_changes=base_changes(setup.recipe.model.options),
+        guard=page.guard,
     )
     write_text(folder.adapter / "README.md", render_model_card(card))
-    yield FileWritten(grid, "the same prompts and seeds before and after")
-    yield FileWritten(folder.path / "report.html", "the report, for a browser")
-    yield FileWritten(folder.adapter, adapter.what)
-    return Trained(folder, evaluation, grid)
+    return adapter
 
 
 def find_run(out: Path | None, latest: Path | None) -> RunFolder:

@@ -20,7 +20,7 @@ from sdpo_cli.engine.scoring import LoadedReward, full_version
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
 from sdpo_cli.maths import Kernel, kernel_for, with_floor
 from sdpo_cli.recipe import ModelSection, Recipe, RewardChoice
-from sdpo_cli.registry import Chosen, ResolvedRecipe
+from sdpo_cli.registry import Chosen, ResolvedRecipe, distinct_rewards
 
 CPU_MICRO_BATCH = 32
 """Rollouts in a forward pass on a CPU: larger ones are no faster there and take memory."""
@@ -139,25 +139,6 @@ def load_prompts(chosen: Chosen[Any], context: LoadContext) -> tuple[Prompt, ...
             "gave no prompts", place=f"prompt source {chosen.spec.name}", remedy="choose a source that has some"
         )
     return tuple(prompts)
-
-
-def distinct_rewards(chosen: Sequence[Chosen[Any]]) -> dict[str, Chosen[Any]]:
-    """The rewards by the names that columns and logs give them.
-
-    The first of a name keeps it, one with the same name and options is the same reward, and one with other options is
-    called by name and options.
-    """
-    named: dict[str, Chosen[Any]] = {}
-    for one in chosen:
-        same = [other for other in named.values() if other.name == one.name]
-        if all(other.all_options() != one.all_options() for other in same):
-            named[f"{one.name} {options_text(one)}" if same else one.name] = one
-    return named
-
-
-def options_text(chosen: Chosen[Any]) -> str:
-    """`style=flat, ...`"""
-    return ", ".join(f"{key}={value}" for key, value in chosen.all_options().items())
 
 
 def load_rewards(

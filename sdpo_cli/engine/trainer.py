@@ -4,14 +4,14 @@ draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit 
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
-from sdpo_cli.api.tensors import Conditioning, LearningPlan
+from sdpo_cli.api.tensors import Conditioning
 from sdpo_cli.engine.artifacts import RunFolder, append_line, forget_after
 from sdpo_cli.engine.checkpoint import (
     Progress,
@@ -25,17 +25,17 @@ from sdpo_cli.engine.checkpoint import (
 )
 from sdpo_cli.engine.credit import (
     Asked,
-    Credited,
     KeyRewards,
     action_steps,
     ask_rewards,
     assign_credit,
-    first_rewarded_step,
     key_rewards,
 )
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import writing
+from sdpo_cli.engine.guarding import forget_evaluations, heeded, kept_epoch, put_kept_on, watch
 from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
 from sdpo_cli.engine.reference import LOGGED_PAIRS, kl_from_base, with_reference
@@ -88,7 +88,10 @@ class EpochEnd:
 
 
 def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, None]:
-    """Train to the recipe's last epoch, yielding what happens. The adapter is on the model afterwards.
+    """Train to the recipe's last epoch, or until the guard stops, yielding what happens.
+
+    The kept epoch's adapter is on the model afterwards. The guard looks at the evaluations in the run's folder; whoever
+    consumes the events makes them, before it asks for the event after EpochDone or Resumed.
 
     Whatever stops it, a signal, a fault or a consumer that leaves, the last whole epoch is saved.
 
@@ -117,6 +120,7 @@ def go_back(run: Run, snapshot: Snapshot) -> None:
     restore_snapshot(snapshot, run.setup.model, run.optimizer)
     for path in (run.folder.metrics, run.folder.timings):
         forget_after(path, snapshot.progress.epoch)
+    forget_evaluations(run.folder, snapshot.progress.epoch)
     if snapshot.progress.epoch:
         save_adapter(run)
 
@@ -141,7 +145,11 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     """All epochs after the snapshot's; whatever stops them, the last whole epoch is saved."""
     train, first, micro_batch = run.setup.recipe.train, snapshot.progress.epoch + 1, run.setup.micro_batch
     try:
+        judged = yield from watch(run.folder, run.setup.recipe, snapshot.progress.epoch)
         for epoch in range(first, train.epochs + 1):
+            if judged and judged.action == "stop":
+                break
+            snapshot = heeded(run.folder, run.setup, run.optimizer, snapshot, judged)
             end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
             with held():
                 about = run.setup.about
@@ -150,9 +158,12 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 append_line(run.folder.timings, {"epoch": epoch, **end.done.seconds})
             micro_batch = end.micro_batch
             yield end.done
-            if epoch % train.checkpoint_every == 0 or epoch == train.epochs:
+            judged = yield from watch(run.folder, run.setup.recipe, epoch)
+            if epoch % train.checkpoint_every == 0 or epoch == train.epochs or (judged and judged.wants(epoch)):
                 yield StageStarted("save", epoch, train.epochs)
                 save(run, snapshot)
+        if put_kept_on(run.folder, run.setup, run.optimizer, snapshot.progress.epoch):
+            save_adapter(run)
     except BaseException as fault:
         try:
             keep(run, snapshot)
@@ -173,8 +184,10 @@ def keep(run: Run, snapshot: Snapshot) -> None:
 
 def save(run: Run, snapshot: Snapshot) -> None:
     """Write the checkpoint and refresh the adapter; a signal waits."""
+    recipe = run.setup.recipe
+    kept = kept_epoch(run.folder, recipe, snapshot.progress.epoch)
     with held():
-        write_checkpoint(run.folder.checkpoints, snapshot, keep_last=run.setup.recipe.train.keep_last)
+        write_checkpoint(run.folder.checkpoints, snapshot, keep_last=recipe.train.keep_last, keep_epoch=kept)
         save_adapter(run)
 
 
@@ -216,7 +229,7 @@ def run_epoch(
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
         learnt, micro_batch = update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
     progress = advanced(snapshot.progress, rollouts, scored, updates)
-    metrics = epoch_metrics(progress, scored, credited, plan, actions, {**gap, **learnt, **divergence})
+    metrics = epoch_metrics(progress, rollouts, scored, credited, plan, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
 
@@ -263,22 +276,3 @@ def draw_epoch(run: Run, epoch: int) -> Draw:
     prompts = draw_prompts(run.setup.prompts, recipe.rollout.pairs, epoch, recipe.seed)
     texts = [prompt.text for prompt in prompts]
     return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, encode_distinct(run.setup.model, texts, known=run.known))
-
-
-def epoch_metrics(
-    progress: Progress,
-    scored: KeyRewards,
-    credited: Credited,
-    plan: LearningPlan,
-    actions: Sequence[int],
-    learnt: Mapping[str, float],
-) -> dict[str, int | float]:
-    """One line of `metrics.jsonl`; rewards are means over the epoch's rollouts."""
-    return {
-        **asdict(progress),
-        "reward_first": float(credited.dense[..., first_rewarded_step(plan)].mean()),
-        "reward_last": float(scored.reward[..., scored.last].mean()),
-        **{f"reward/{name}": float(values[..., scored.last].mean()) for name, values in scored.values.items()},
-        "advantage_std": float(credited.advantage[..., actions].std(correction=0)),
-        **learnt,
-    }

@@ -127,7 +127,8 @@ def update_policy(
 ) -> tuple[Mapping[str, float], int]:
     """Make all updates of an epoch, with a smaller micro-batch where memory runs out.
 
-    Returns the means of loss, gradient norm and the objective's metrics, and the micro-batch that fits.
+    Returns the means of loss, gradient norm and the objective's metrics, the largest `ratio_max`, and the micro-batch
+    that fits.
     """
     totals: dict[str, list[float]] = {}
     for update in updates:
@@ -135,7 +136,8 @@ def update_policy(
         metrics, micro_batch = fitting(attempt, micro_batch, "pair")
         for name, value in metrics.items():
             totals.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in totals.items()}, micro_batch
+    means = {name: sum(values) / len(values) for name, values in totals.items()}
+    return {**means, "ratio_max": max(totals["ratio_max"])}, micro_batch
 
 
 def attempt_update(
@@ -146,15 +148,16 @@ def attempt_update(
     `micro_batch` counts actions: whole trajectories share it, one at least in each part.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, float] = {}
+    sums, largest = dict[str, float](), 0.0
     scale = gradient_scale(model)
     fits = max(1, micro_batch // update.step[0].numel())
     for rows in torch.arange(len(update.pairs), device=update.pairs.device).split(fits):
-        result = lesson_loss(model, lesson, update.pairs[rows], update.step[rows])
+        result, drift = lesson_loss(model, lesson, update.pairs[rows], update.step[rows])
         share = len(rows) / len(update.pairs)
         (result.loss * share * scale).backward()
         for name, value in {"loss": result.loss, **result.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
+        largest = max(largest, float(drift))
     weights = list(model.trainable().values())
     for weight in weights:
         if weight.grad is not None:
@@ -168,7 +171,7 @@ def attempt_update(
             remedy="lower train.learning_rate, or use model.dtype float32",
         )
     optimizer.step()
-    return {**sums, "grad_norm": norm}
+    return {**sums, "grad_norm": norm, "ratio_max": largest}
 
 
 def gradient_scale(model: BaseModel) -> float:
@@ -182,21 +185,24 @@ def gradient_scale(model: BaseModel) -> float:
 
 def lesson_loss(
     model: BaseModel, lesson: Lesson, pairs: Int[Tensor, " N"], step: Int[Tensor, " N *actions"]
-) -> ObjectiveResult:
-    """The objective's loss of one action, or all actions, of each of N pairs; with the divergence where it counts."""
+) -> tuple[ObjectiveResult, Float[Tensor, ""]]:
+    """The objective's loss of one action, or all actions, of each of N pairs, with the divergence where it counts;
+    and the largest |ρ|.
+    """
     rollouts, shape = lesson.rollouts, (len(lesson.advantage), *step.shape)
     each = pairs.repeat_interleave(step[0].numel())
     replayed = replay(model, rollouts, each, step.flatten())
-    reference = replayed.log_prob_reference
+    old, reference = rollouts.log_prob[:, each, step.flatten()], replayed.log_prob_reference
+    drift = (replayed.log_prob - old).detach().abs().max()
     result = lesson.objective.loss(
         LossBatch(
             log_prob_new=replayed.log_prob.view(shape),
-            log_prob_old=rollouts.log_prob[:, each, step.flatten()].view(shape),
+            log_prob_old=old.view(shape),
             advantage=lesson.advantage[:, each, step.flatten()].view(shape),
             step=step,
             log_prob_reference=None if reference is None else reference.view(shape),
         )
     )
     if not lesson.kl:
-        return result
-    return ObjectiveResult(result.loss + lesson.kl * replayed.kl.mean(), result.metrics)
+        return result, drift
+    return ObjectiveResult(result.loss + lesson.kl * replayed.kl.mean(), result.metrics), drift

@@ -14,6 +14,7 @@ from sdpo_cli.maths.dense_reward import (
     predict_sharpened_rewards,
     write_true_rewards,
 )
+from sdpo_cli.maths.diversity import mean_unlikeness
 from sdpo_cli.maths.objectives import (
     PairLoss,
     clipped_policy_loss,
@@ -65,6 +66,7 @@ __all__ = [
     "interpolate_along_arc",
     "kernel_for",
     "key_steps",
+    "mean_unlikeness",
     "model_output_to_x0",
     "predict_dense_rewards",
     "predict_sharpened_rewards",

@@ -4,11 +4,15 @@ from sdpo_cli.recipe.faults import did_you_mean, joined, recipe_faults, sound_pa
 from sdpo_cli.recipe.schema import (
     Choice,
     EvalSection,
+    GuardSection,
+    KeepBestSection,
     LoraSection,
     ModelSection,
     Recipe,
     RewardChoice,
+    RollbackSection,
     RolloutSection,
+    StopRule,
     TrainSection,
 )
 from sdpo_cli.recipe.source import RawRecipe, dump_recipe, find_recipe, read_recipe, shipped_recipes
@@ -16,12 +20,16 @@ from sdpo_cli.recipe.source import RawRecipe, dump_recipe, find_recipe, read_rec
 __all__ = [
     "Choice",
     "EvalSection",
+    "GuardSection",
+    "KeepBestSection",
     "LoraSection",
     "ModelSection",
     "RawRecipe",
     "Recipe",
     "RewardChoice",
+    "RollbackSection",
     "RolloutSection",
+    "StopRule",
     "TrainSection",
     "did_you_mean",
     "dump_recipe",

@@ -4,12 +4,12 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from sdpo_cli.errors import one_line
-from sdpo_cli.recipe.schema import Recipe
+from sdpo_cli.recipe.schema import KeepBestSection, Recipe, StopRule
 from sdpo_cli.recipe.shorthand import expand
 
 M = TypeVar("M", bound=BaseModel)
@@ -139,12 +139,16 @@ def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel]) -> str:
 
 def _known_fields(schema: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     """The names that may stand at `path`."""
+    kind: Any = schema
     for part in path:
-        annotation = schema.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if get_origin(kind) is tuple and part.isdecimal():
+            kind = get_args(kind)[0]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation
+        else:
             return []
-        schema = annotation
-    return [field.alias or name for name, field in schema.model_fields.items()]
+    fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _line(place: str, path: tuple[str, ...], value: Any, said: list[str]) -> str:
@@ -217,12 +221,33 @@ def _steps_rule(recipe: Recipe) -> Iterable[Fault]:
         yield "eval.steps", "lists a step count twice", f"use {sorted(set(steps))}"
 
 
+def _guard_rule(recipe: Recipe) -> Iterable[Fault]:
+    guard, evaluation, epochs = recipe.guard, recipe.eval, recipe.train.epochs
+    if guard.on and not evaluation.every:
+        yield "guard", "acts on evaluations, and eval.every 0 makes none", "set eval.every, or leave guard out"
+    elif guard.on and (over := epochs % evaluation.every):
+        fault = f"{evaluation.every} does not divide train.epochs {epochs}: guard would miss the last {over}"
+        yield "eval.every", fault, f"use {divisors(epochs)}"
+    if guard.rollback.times and guard.keep_best.measure is None:
+        yield "guard.rollback", "there is no kept epoch to go back to", "set guard.keep_best.measure"
+    watched: dict[str, KeepBestSection | StopRule] = {"keep_best": guard.keep_best}
+    for field, one in (watched | {f"stop_if.{number}": rule for number, rule in enumerate(guard.stop_if)}).items():
+        unknown = sorted(set(one.steps or ()) - set(evaluation.steps))
+        if unknown:
+            drawn = ", ".join(map(str, evaluation.steps))
+            yield f"guard.{field}.steps", f"{unknown[0]} is not in eval.steps", f"evaluated are {drawn}"
+        if one.measure == "diversity" and evaluation.images_per_prompt < 2:
+            fault = "diversity compares pictures of one prompt, and eval.images_per_prompt is 1"
+            yield f"guard.{field}.measure", fault, "set eval.images_per_prompt to 2 or more"
+
+
 _RULES: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"rollout", "train"}, _batch_rule),
     ({"rollout"}, _noise_rule),
     ({"model"}, _adapter_rule),
     ({"reward"}, _weight_rule),
     ({"eval"}, _steps_rule),
+    ({"eval", "guard", "train"}, _guard_rule),
 )
 
 

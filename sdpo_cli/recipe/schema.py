@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from sdpo_cli.api import Options, UserPath
 from sdpo_cli.recipe.shorthand import choice_fields, reward_fields
@@ -155,6 +155,71 @@ class EvalSection(Section):
     batch: int = Field(default=64, ge=1, description="Pictures drawn at once.")
 
 
+class KeepBestSection(Section):
+    """Which evaluated epoch's weights become the run's adapter."""
+
+    measure: str | None = Field(
+        default=None,
+        description="The adapter kept is that of the evaluated epoch where this is highest among those that break no "
+        "rule of `guard.stop_if`: a reward's name, `diversity`, or `kl_base`; null means the last epoch's is kept.",
+    )
+    steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Step counts it is averaged over; null means all of `eval.steps`."
+    )
+    goal: Literal["highest", "lowest"] = Field(default="highest", description="`highest`, or `lowest`.")
+
+
+class StopRule(Section):
+    """A limit that an evaluation must keep: one of `below`, `above` and `drop`, in the measure's units."""
+
+    measure: str = Field(description="A reward's name, `diversity`, or `kl_base`.")
+    steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Step counts it is averaged over; null means all of `eval.steps`."
+    )
+    below: float | None = Field(default=None, description="Broken where the measure is below this.")
+    above: float | None = Field(default=None, description="Broken where the measure is above this.")
+    drop: float | None = Field(default=None, gt=0, description="Broken where it fell by more than this.")
+    since: Literal["base", "best"] = Field(
+        default="base", description="What `drop` counts from: the base model, or the highest value so far."
+    )
+    patience: int = Field(default=1, ge=1, description="Evaluations in a row that must break it before the guard acts.")
+
+    @model_validator(mode="after")
+    def one_limit(self) -> "StopRule":
+        """ValueError unless there is exactly one limit."""
+        if sum(limit is not None for limit in (self.below, self.above, self.drop)) != 1:
+            raise ValueError("needs one of below, above and drop")
+        return self
+
+
+class RollbackSection(Section):
+    """What happens when a rule is broken, in place of stopping."""
+
+    times: int = Field(
+        default=0,
+        ge=0,
+        description="How often the guard goes back to the kept epoch's weights and trains on, before it stops.",
+    )
+    lr_factor: float = Field(default=0.5, gt=0, le=1, description="Factor of the learning rate at each going back.")
+
+
+class GuardSection(Section):
+    """Rules that act on the evaluations of a run."""
+
+    keep_best: KeepBestSection = Field(default_factory=KeepBestSection, description="Which epoch is kept.")
+    stop_if: tuple[StopRule, ...] = Field(
+        default=(),
+        description="Rules that end training: `{measure, steps, below or above or drop, since, patience}`; "
+        "see docs/guard.md.",
+    )
+    rollback: RollbackSection = Field(default_factory=RollbackSection, description="Going back in place of stopping.")
+
+    @property
+    def on(self) -> bool:
+        """Whether there is anything to watch."""
+        return self.keep_best.measure is not None or bool(self.stop_if)
+
+
 class Recipe(Section):
     """A whole training run."""
 
@@ -170,4 +235,5 @@ class Recipe(Section):
     objective: OneChoice = Field(default=Choice(name="sdpo"), description="What is learnt from the scored rollouts.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the adapter learns.")
     eval: EvalSection = Field(default_factory=EvalSection, description="How the adapter is compared with the base.")
+    guard: GuardSection = Field(default_factory=GuardSection, description="Rules that act on the evaluations.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Everything random in the run follows from it.")

@@ -12,6 +12,7 @@ from sdpo_cli.recipe.shorthand import expand, reward_fields
 from sdpo_cli.recipe.text import parse_yaml
 from sdpo_cli.registry.families import existing
 from sdpo_cli.registry.lookup import Chosen, Registry, load_registry
+from sdpo_cli.registry.measures import guard_faults
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def resolve(
     recipe, faults = recipe_faults(raw, place)
     part, unsound = sound_part(raw)
     found = _look_up(part, unsound, place, folder, registry or load_registry(), faults)
+    rewards = [*found["reward"], *found["eval.rewards"]]
+    if not unsound & {"reward", "eval", "guard", "model", "train"} and len(rewards) == len(
+        [*part.reward, *part.eval.rewards]
+    ):
+        faults += guard_faults(part, rewards, place)
     if recipe is None or faults:
         raise RecipeError(faults)
     return ResolvedRecipe(

@@ -166,6 +166,12 @@ class TestPage:
         spans = re.findall(r'<span class="(\w*)">([^<]*)</span>', render_report(page()))
         assert spans == [("up", "+0.500"), ("up", "+0.500"), ("down", "−0.500"), ("", "+0.062")]
 
+    def test_the_guard_s_lines_are_there_only_where_there_are_some(self):
+        lines = ("guard, epoch 2: emoji-clip is 0.5, below 0.6; training stops", "Kept: epoch 1 <b>")
+        text = render_report(page(guard=lines))
+        assert text.index("<h2>Guard</h2>") < text.index(lines[0]) < text.index("Kept: epoch 1 &lt;b&gt;")
+        assert "Guard" not in render_report(page())
+
     def test_loads_nothing_and_runs_nothing(self):
         found = Page(render_report(page()))
         loaded = found.attributes("img", "src") + found.attributes("source", "srcset")
@@ -210,6 +216,13 @@ def front_matter(text: str) -> dict:
 
 
 class TestModelCard:
+    def test_says_what_the_guard_did_where_there_was_one(self):
+        text = render_model_card(card(guard=("guard, epoch 1: every rule is kept", "Kept: epoch 1.")))
+        assert (
+            "\n## Which epoch this is\n\n- guard, epoch 1: every rule is kept\n- Kept: epoch 1.\n\n## Recipe\n" in text
+        )
+        assert "Which epoch" not in render_model_card(card())
+
     def test_links_the_base_model_only_where_it_is_on_the_hub(self):
         assert front_matter(render_model_card(card()))["base_model"] == "stabilityai/sd-turbo"
         assert 'from_pretrained("stabilityai/sd-turbo", dtype=torch.float32)' in render_model_card(card())

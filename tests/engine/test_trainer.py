@@ -103,7 +103,8 @@ def test_metrics_count_what_was_done_and_hold_no_times(checkpoint, tmp_path):
     assert first["reward/brightness"] == first["reward_last"]
     assert set(first) == {
         "epoch", "images", "queries", "updates", "reward_first", "reward_last", "reward/brightness",
-        "advantage_std", "loss", "clip_fraction", "ratio_difference", "grad_norm", "kl_base",
+        "advantage_std", "loss", "clip_fraction", "ratio_difference", "ratio_max",
+        "grad_norm", "latent_diversity", "kl_base",
     }  # fmt: skip
     assert set(json.loads(run.timings.read_text().splitlines()[0])) == {"epoch", "rollout", "score", "credit", "update"}
 

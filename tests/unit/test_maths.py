@@ -448,3 +448,9 @@ def test_sharpened_weights_by_hand() -> None:
 def test_the_middle_anchor_is_halfway_whatever_the_similarities(first: int, expected: int) -> None:
     similar = torch.tensor([1.0, -1.0, 0.5, 0.9, 1.0, 1.0])
     assert maths.anchor_step(similar, similar, "middle", first).item() == expected
+
+
+def test_unlikeness_of_vectors_by_hand():
+    # cosines of the three pairs: 0, 1 and 0, whatever the lengths; and two opposite ones
+    assert maths.mean_unlikeness(tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])).item() == pytest.approx(2 / 3)
+    assert maths.mean_unlikeness(tensor([[[1.0, 1.0], [-2.0, -2.0]], [[1.0, 0.0], [5.0, 0.0]]])).tolist() == [2, 0]

@@ -1,0 +1,150 @@
+"""The guard at work: what it reads of a run's evaluations, and what it writes down."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch.optim import Optimizer
+
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.checkpoint import Snapshot, checkpoint_path, read_checkpoint, restore_snapshot
+from sdpo_cli.engine.events import Event, Note
+from sdpo_cli.engine.files import read_json_lines, read_text, write_json_lines
+from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share, watched
+from sdpo_cli.engine.records import EvaluationReport, from_json
+from sdpo_cli.engine.setup import Setup
+from sdpo_cli.errors import ArtifactError, TrainingError
+from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults
+from sdpo_cli.registry import DIVERGENCE, DIVERSITY
+
+
+def evaluation_path(folder: RunFolder, epoch: int) -> Path:
+    """Where the evaluation after `epoch` is."""
+    return folder.evaluations / f"epoch-{epoch:05d}.json"
+
+
+def is_due(recipe: Recipe, epoch: int) -> bool:
+    """Whether there is to be an evaluation after `epoch`."""
+    return recipe.eval.every > 0 and epoch > 0 and epoch % recipe.eval.every == 0
+
+
+def judgements(folder: RunFolder, recipe: Recipe, epoch: int) -> tuple[Judgement, ...]:
+    """What the guard makes of the evaluations up to that of `epoch`; nothing where it is off."""
+    if not recipe.guard.on:
+        return ()
+    due = [one for one in range(1, epoch + 1) if is_due(recipe, one) and evaluation_path(folder, one).exists()]
+    wanted = due and any(one.measure == DIVERGENCE for one in watched(recipe.guard))
+    divergence = logged(folder, DIVERGENCE) if wanted else {}
+    return decide(recipe.guard, [read_evaluation(folder, one, divergence) for one in due])
+
+
+def logged(folder: RunFolder, name: str) -> Mapping[int, float]:
+    """A number of `metrics.jsonl` by epoch."""
+    return {row["epoch"]: row[name] for row in read_json_lines(folder.metrics) if name in row}
+
+
+def read_evaluation(folder: RunFolder, epoch: int, divergence: Mapping[int, float]) -> Evaluated:
+    """What was measured after `epoch`, and where it was logged the divergence from the base model in it."""
+    path = evaluation_path(folder, epoch)
+    found = evaluated(epoch, from_json(read_text(path), str(path)))
+    if epoch not in divergence:
+        return found
+    return Evaluated(epoch, {**found.base, DIVERGENCE: {0: 0.0}}, {**found.tuned, DIVERGENCE: {0: divergence[epoch]}})
+
+
+def evaluated(epoch: int, report: EvaluationReport) -> Evaluated:
+    """The means of a report."""
+    base: dict[str, dict[int, float]] = {}
+    tuned: dict[str, dict[int, float]] = {}
+    for one in report.diversity:
+        base.setdefault(DIVERSITY, {})[one.steps] = one.base
+        if one.tuned is not None:
+            tuned.setdefault(DIVERSITY, {})[one.steps] = one.tuned
+    for row in report.results:
+        base.setdefault(row.reward, {})[row.steps] = row.base.mean
+        if row.tuned is not None:
+            tuned.setdefault(row.reward, {})[row.steps] = row.tuned.mean
+    return Evaluated(epoch, base, tuned)
+
+
+def watch(folder: RunFolder, recipe: Recipe, epoch: int) -> Generator[Event, None, Judgement | None]:
+    """The judgement that counts after `epoch`, if there is one: told where it is new, and all written down."""
+    found = judgements(folder, recipe, epoch)
+    if not found:
+        return None
+    write_json_lines(folder.guard, [asdict(one) for one in found])
+    if found[-1].epoch == epoch:
+        yield Note(in_words(recipe.guard, found[-1]))
+    return found[-1]
+
+
+def kept_epoch(folder: RunFolder, recipe: Recipe, epoch: int) -> int:
+    """The epoch whose weights are the run's, when `epoch` is the last one trained."""
+    found = judgements(folder, recipe, epoch)
+    if not found:
+        return epoch
+    last = found[-1]
+    return last.best or (last.epoch if last.action == "stop" else epoch)
+
+
+def heeded(
+    folder: RunFolder, setup: Setup, optimizer: Optimizer, snapshot: Snapshot, judged: Judgement | None
+) -> Snapshot:
+    """What the next epoch starts from: the snapshot, or the kept epoch's where the guard has just said to go back.
+
+    The counters go on, so that no prompt or noise is drawn twice.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = setup.recipe.train.learning_rate * lr_share(setup.recipe.guard, judged)
+    if judged is None or judged.best is None or (judged.action, judged.epoch) != ("go back", snapshot.progress.epoch):
+        return snapshot
+    best = read_kept(folder, judged.best)
+    restore_snapshot(best, setup.model, optimizer)
+    return replace(best, progress=snapshot.progress)
+
+
+def put_kept_on(folder: RunFolder, setup: Setup, optimizer: Optimizer, epoch: int) -> bool:
+    """Put the kept epoch's weights on the model, where it is not `epoch`, the last one trained; whether it is not."""
+    kept = kept_epoch(folder, setup.recipe, epoch)
+    if kept != epoch:
+        restore_snapshot(read_kept(folder, kept), setup.model, optimizer)
+    return kept != epoch
+
+
+def read_kept(folder: RunFolder, epoch: int) -> Snapshot:
+    """The checkpoint of the kept epoch. ArtifactError where it is gone or damaged."""
+    path = checkpoint_path(folder.checkpoints, epoch)
+    if not path.is_dir():
+        raise ArtifactError("the kept epoch's checkpoint is gone", place=str(path), remedy="put it back")
+    return read_checkpoint(path)
+
+
+def account(folder: RunFolder, recipe: Recipe) -> Sequence[str]:
+    """What the guard did and which epoch is kept, one line each; nothing where it is off."""
+    found = judgements(folder, recipe, recipe.train.epochs)
+    return [*(in_words(recipe.guard, one) for one in found), conclusion(recipe.guard, found)] if found else []
+
+
+def account_of(folder: RunFolder) -> Sequence[str]:
+    """`account` of a finished run, by the recipe in its folder."""
+    recipe, _ = recipe_faults(read_recipe(folder.recipe).raw, str(folder.recipe))
+    return account(folder, recipe) if recipe else []
+
+
+def check_kept(folder: RunFolder, recipe: Recipe) -> None:
+    """TrainingError where the best epoch was to be kept and every evaluation broke a rule."""
+    found = judgements(folder, recipe, recipe.train.epochs)
+    if found and found[-1].best is None and recipe.guard.keep_best.measure is not None:
+        raise TrainingError(
+            "every evaluation broke a rule of the guard, so no epoch is worth keeping",
+            place=str(folder.path),
+            remedy="evaluate more often (eval.every) or lower train.learning_rate; report.html shows the last epoch",
+        )
+
+
+def forget_evaluations(folder: RunFolder, epoch: int) -> None:
+    """Drop the evaluations of epochs after `epoch`, which the run will make again, and what was made of them."""
+    folder.guard.unlink(missing_ok=True)
+    for path in folder.evaluations.glob("epoch-*.json"):
+        if path > evaluation_path(folder, epoch):
+            path.unlink()

@@ -1,0 +1,240 @@
+"""The guard in whole runs on the tiny model: it stops, goes back, keeps the best, and a resumed run does the same."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from sdpo_cli.engine.artifacts import RunFolder, write_recipe
+from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint, write_checkpoint
+from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
+from sdpo_cli.engine.run import check_same_run, keep_records, whole_run
+from sdpo_cli.engine.setup import Setup
+from sdpo_cli.engine.trainer import train
+from sdpo_cli.errors import ArtifactError, RecipeError, TrainingError
+from sdpo_cli.recipe import GuardSection, KeepBestSection, RollbackSection, StopRule, dump_recipe
+
+EPOCHS = 3
+RATE = 1e-2
+
+
+def watched_setup(
+    checkpoint: Path, guard: GuardSection, *, every: int = 1, rate: float = RATE, **train: object
+) -> Setup:
+    """The tiny setup with an evaluation of 1-step pictures every `every` epochs."""
+    setup = tiny.setup(checkpoint, epochs=EPOCHS, steps=2, pairs=2)
+    recipe = setup.recipe
+    changes = {
+        "train": recipe.train.model_copy(update={"learning_rate": rate, **train}),
+        "eval": recipe.eval.model_copy(update={"steps": (1,), "every": every, "images_per_prompt": 1}),
+        "guard": guard,
+    }
+    return dataclasses.replace(setup, recipe=recipe.model_copy(update=changes))
+
+
+def run_folder(path: Path, setup: Setup) -> RunFolder:
+    path.mkdir(parents=True)
+    write_recipe(RunFolder(path), dump_recipe(setup.recipe))
+    return RunFolder(path)
+
+
+def brightness(folder: RunFolder, epoch: int) -> float:
+    """What the evaluation after an epoch found."""
+    report = json.loads((folder.evaluations / f"epoch-{epoch:05d}.json").read_text())
+    return report["results"][0]["tuned"]["mean"]
+
+
+def run_on(setup: Setup, folder: RunFolder, *, resume: bool = False) -> Iterator[Event]:
+    """A run as `whole_run` drives it, without the report at its end."""
+    evaluation = None
+    with closing(train(setup, folder, resume=resume)) as events:
+        for event in events:
+            yield event
+            if isinstance(event, EpochDone | Resumed) and event.epoch:
+                evaluation = (yield from keep_records(setup, folder, event.epoch, evaluation)) or evaluation
+
+
+def everything(folder: RunFolder) -> dict[str, bytes]:
+    """All that must be the same in a resumed run, but for the checkpoints that are kept beside the newest."""
+    paths = [
+        *complete_checkpoints(folder.checkpoints)[-1].iterdir(), *folder.evaluations.iterdir(),
+        folder.guard, folder.metrics,
+    ]  # fmt: skip
+    own = str(folder.path).encode()
+    files = {str(path.relative_to(folder.path)): path.read_bytes().replace(own, b"RUN") for path in paths}
+    adapter = load_file(folder.adapter / "pytorch_lora_weights.safetensors")
+    return files | {name: value.numpy().tobytes() for name, value in adapter.items()}
+
+
+@pytest.fixture(scope="module")
+def free(checkpoint, tmp_path_factory) -> RunFolder:
+    """The run with the guard left out, all of its checkpoints kept."""
+    setup = watched_setup(checkpoint, GuardSection(), keep_last=EPOCHS)
+    folder = run_folder(tmp_path_factory.mktemp("free") / "run", setup)
+    list(whole_run(setup, folder, resume=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def limit(free) -> StopRule:
+    """A rule that the first evaluation keeps and the second breaks."""
+    first, second = brightness(free, 1), brightness(free, 2)
+    middle = (first + second) / 2
+    assert abs(first - second) > 1e-4
+    return StopRule(measure="brightness", **({"above": middle} if second > first else {"below": middle}))
+
+
+def keeping(*rules: StopRule, times: int = 0, factor: float = 0.5) -> GuardSection:
+    """Keep the epoch with the brightest pictures among those that keep the rules."""
+    keep = KeepBestSection(measure="brightness")
+    return GuardSection(keep_best=keep, stop_if=rules, rollback=RollbackSection(times=times, lr_factor=factor))
+
+
+@pytest.fixture(scope="module")
+def turned_back(checkpoint, limit, tmp_path_factory) -> RunFolder:
+    """A run that went back to its first epoch after the second."""
+    setup = watched_setup(checkpoint, keeping(limit, times=1), keep_last=1)
+    folder = run_folder(tmp_path_factory.mktemp("back") / "run", setup)
+    list(run_on(setup, folder))
+    return folder
+
+
+def test_without_a_guard_nothing_is_written_and_the_last_epoch_is_the_adapter(free):
+    assert not free.guard.exists()
+    assert "Guard" not in (free.path / "report.html").read_text()
+    assert json.loads(free.evaluation.read_text())["results"][0]["tuned"]["mean"] == brightness(free, EPOCHS)
+
+
+def test_a_broken_rule_stops_the_run_and_the_best_epoch_is_its_adapter(checkpoint, free, limit, tmp_path):
+    setup = watched_setup(checkpoint, keeping(limit), keep_last=1)
+    folder = run_folder(tmp_path / "run", setup)
+    events = list(whole_run(setup, folder, resume=False))
+    assert [event.epoch for event in events if isinstance(event, EpochDone)] == [1, 2]
+    assert [path.name for path in complete_checkpoints(folder.checkpoints)] == ["epoch-00001", "epoch-00002"]
+    best = read_checkpoint(checkpoint_path(free.checkpoints, 1)).weights
+    assert all(torch.equal(value.detach(), best[name]) for name, value in setup.model.trainable().items())
+    assert json.loads(folder.evaluation.read_text())["results"][0]["tuned"]["mean"] == brightness(free, 1)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    first, second, kept = notes[-3:]
+    assert first == f"guard, epoch 1: brightness is {brightness(free, 1):.4g}, the best so far"
+    assert second.startswith(f"guard, epoch 2: brightness is {brightness(free, 2):.4g}, ")
+    assert second.endswith("; training stops")
+    assert kept.startswith("Kept: epoch 1, where brightness, ")
+    lines = [json.loads(line) for line in folder.guard.read_text().splitlines()]
+    assert [(line["epoch"], line["best"], line["action"]) for line in lines] == [(1, 1, "go on"), (2, 1, "stop")]
+    for page in (folder.path / "report.html", folder.adapter / "README.md"):
+        assert all(note in page.read_text() for note in notes[-3:])
+
+
+def test_the_adapter_file_is_that_of_a_run_that_ended_with_the_best_epoch(checkpoint, limit, tmp_path):
+    saved = []
+    for name, guard, epochs in (("guarded", keeping(limit), EPOCHS), ("short", GuardSection(), 1)):
+        setup = watched_setup(checkpoint, guard, epochs=epochs)
+        folder = run_folder(tmp_path / name, setup)
+        list(run_on(setup, folder))
+        saved.append(load_file(folder.adapter / "pytorch_lora_weights.safetensors"))
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_going_back_trains_on_from_the_best_epoch_at_a_lower_rate(checkpoint, free, turned_back, tmp_path):
+    """By hand: the checkpoint of epoch 1 put in the place of epoch 2's, and half the learning rate."""
+    lines = [json.loads(line) for line in turned_back.guard.read_text().splitlines()]
+    assert lines[1]["action"] == "go back"
+    setup = watched_setup(checkpoint, GuardSection(), rate=RATE / 2, epochs=3)
+    folder = run_folder(tmp_path / "run", setup)
+    first, second = (read_checkpoint(checkpoint_path(free.checkpoints, epoch)) for epoch in (1, 2))
+    write_checkpoint(folder.checkpoints, dataclasses.replace(first, progress=second.progress), keep_last=2)
+    shutil.copy(free.metrics, folder.metrics)
+    shutil.copy(free.timings, folder.timings)
+    list(train(setup, folder, resume=True))
+    assert folder.metrics.read_text().splitlines() == turned_back.metrics.read_text().splitlines()[:3]
+
+
+@pytest.mark.parametrize(
+    ("leave", "checkpoint_every"),
+    [(StageStarted("update", 2, EPOCHS), 1), ("judged", 1), (StageStarted("update", 3, EPOCHS), 1), ("judged", 3)],
+    ids=str,
+)
+def test_a_resumed_run_is_the_unbroken_one(checkpoint, limit, turned_back, tmp_path, leave, checkpoint_every):
+    guard = keeping(limit, times=1)
+    setup = watched_setup(checkpoint, guard, keep_last=1, checkpoint_every=checkpoint_every)
+    folder = run_folder(tmp_path / "run", setup)
+    events = run_on(setup, folder)
+    for event in events:
+        if event == leave or (leave == "judged" and isinstance(event, Note) and "back to epoch 1" in event.text):
+            break
+    events.close()
+    list(run_on(watched_setup(checkpoint, guard, keep_last=1), folder, resume=True))
+    assert everything(folder) == everything(turned_back)
+
+
+def test_a_run_that_the_guard_has_stopped_stays_stopped(checkpoint, limit, tmp_path):
+    setup = watched_setup(checkpoint, keeping(limit), checkpoint_every=3)
+    folder = run_folder(tmp_path / "run", setup)
+    list(run_on(setup, folder))
+    before = everything(folder)
+    events = list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=True))
+    assert not [event for event in events if isinstance(event, EpochDone)]
+    assert everything(folder) == before
+
+
+def test_a_run_with_nothing_worth_keeping_is_no_success(checkpoint, tmp_path):
+    setup = watched_setup(checkpoint, keeping(StopRule(measure="brightness", below=2.0)))
+    folder = run_folder(tmp_path / "run", setup)
+    with pytest.raises(TrainingError) as fault:
+        list(whole_run(setup, folder, resume=False))
+    assert str(fault.value) == (
+        f"{folder.path}: every evaluation broke a rule of the guard, so no epoch is worth keeping; evaluate more often "
+        "(eval.every) or lower train.learning_rate; report.html shows the last epoch"
+    )
+    assert "for want of a better one" in (folder.path / "report.html").read_text()
+
+
+def test_a_kept_checkpoint_that_is_gone_is_one_line(checkpoint, limit, tmp_path):
+    setup = watched_setup(checkpoint, keeping(limit))
+    folder = run_folder(tmp_path / "run", setup)
+    list(run_on(setup, folder))
+    gone = checkpoint_path(folder.checkpoints, 1)
+    shutil.rmtree(gone)
+    with pytest.raises(ArtifactError) as fault:
+        list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=True))
+    assert str(fault.value) == f"{gone}: the kept epoch's checkpoint is gone; put it back"
+
+
+def test_a_guarded_run_may_go_back_more_often_but_not_get_other_rules_or_evaluations(checkpoint):
+    written = watched_setup(checkpoint, keeping()).recipe
+    check_same_run(written, written.model_copy(update={"guard": keeping(times=1)}), "r.yaml")
+    rule = StopRule(measure="brightness", below=0.1)
+    evaluation = written.eval.model_copy(update={"steps": (2,), "batch": 8})
+    with pytest.raises(RecipeError) as fault:
+        check_same_run(written, written.model_copy(update={"eval": evaluation, "guard": keeping(rule)}), "r.yaml")
+    assert [line.split(": ")[1] for line in fault.value.faults] == ["eval.steps", "guard.stop_if"]
+
+
+def test_a_stopped_run_goes_on_where_it_may_go_back_once_more(checkpoint, limit, turned_back, tmp_path):
+    setup = watched_setup(checkpoint, keeping(limit), keep_last=1)
+    folder = run_folder(tmp_path / "run", setup)
+    list(run_on(setup, folder))
+    list(run_on(watched_setup(checkpoint, keeping(limit, times=1), keep_last=1), folder, resume=True))
+    assert everything(folder) == everything(turned_back)
+
+
+def test_the_divergence_from_the_base_model_is_watched_too(checkpoint, free, tmp_path):
+    rows = {row["epoch"]: row["kl_base"] for row in map(json.loads, free.metrics.read_text().splitlines())}
+    assert rows[1] == 0 < rows[2]
+    rule = StopRule(measure="kl_base", above=rows[2] / 2)
+    setup = watched_setup(checkpoint, GuardSection(stop_if=(rule,)))
+    folder = run_folder(tmp_path / "run", setup)
+    notes = [event.text for event in run_on(setup, folder) if isinstance(event, Note)]
+    assert notes == [
+        "guard, epoch 1: every rule is kept",
+        f"guard, epoch 2: kl_base is {rows[2]:.4g}, above {rows[2] / 2:g}; training stops",
+    ]
