@@ -31,7 +31,7 @@ from sdpo_cli.engine.locking import locked
 from sdpo_cli.errors import UsageError
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
-OVERRIDES = ("train.samples_every=0",)
+OVERRIDES = ("train.samples_every=0", "guard={}")
 """What every run of a comparison is told before the user's own settings."""
 
 

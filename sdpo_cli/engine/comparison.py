@@ -79,7 +79,7 @@ def means_of(report: EvaluationReport, recipe: Recipe, side: Literal["base", "tu
     return means | {(one.steps, DIVERSITY): getattr(one, side) for one in report.diversity}
 
 
-def value_at(curve: Curve, axis: Axis, amount: float, key: tuple[int, str]) -> float:
+def value_at(curve: Curve, axis: Axis, amount: int, key: tuple[int, str]) -> float:
     """A measure after `amount` pictures or queries, on the line between the evaluations before and after.
 
     ValueError beyond the last evaluation.

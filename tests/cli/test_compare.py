@@ -1,0 +1,64 @@
+"""`sdpo compare` end to end on the smallest comparison, interrupted and given again."""
+
+import json
+import shutil
+
+from sdpo_cli.engine.locking import locked
+from sdpo_cli.main import main
+
+SMALL = [
+    "--objectives", "sdpo,d3po,grpo", "--seeds", "1", "--budget", "images=8", "--points", "2", "--steps", "1",
+    "--quiet", "--set", "reward=colorfulness", "--set", "rollout.pairs=2", "--set", "rollout.steps=2",
+    "--set", "grpo:objective.grpo.group=4", "--set", "train.device=cpu", "--set", "eval.images_per_prompt=1",
+    "--set", "eval.prompts=prompts.txt", "--set", "prompts=prompts.txt",
+]  # fmt: skip
+
+
+def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("owl\nbee\n")
+    shutil.copy(shipped("quickstart"), tmp_path / "small.yaml")
+    assert main(["compare", "small.yaml", *SMALL]) == 0
+    out = tmp_path / "comparisons" / "small"
+    said = capsys.readouterr().out
+    assert said == (out / "comparison.md").read_text()
+    assert said.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
+    found = json.loads((out / "comparison.json").read_text())
+    assert [(run["arm"], [point["images"] for point in run["points"]]) for run in found["runs"]] == [
+        ("sdpo", [0, 4, 8]), ("d3po", [0, 4, 8]), ("grpo", [0, 4, 8])
+    ]  # fmt: skip
+    assert (out / "steps-1.png").read_bytes().startswith(b"\x89PNG")
+
+    # Given again it trains nothing; a run that was lost is made again, to the same numbers; one in use is left alone.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+    shutil.rmtree(out / "runs" / "d3po-seed0")
+    with locked(out / "locks" / "grpo-seed0"):
+        assert main(["compare", "small.yaml", *SMALL]) == 0
+    assert capsys.readouterr().out == said
+    after = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+    assert {path.parent.name for path in after if after[path] != before.get(path)} == {"d3po-seed0"}
+
+    # Finished runs are compared without a recipe.
+    runs = [str(out / "runs" / name) for name in ("sdpo-seed0", "grpo-seed0")]
+    assert main(["compare", *runs, "--out", "two", "--quiet"]) == 0
+    assert "| grpo-seed0 |" in capsys.readouterr().out
+
+    # Another recipe does not mix with these runs.
+    assert main(["compare", "small.yaml", *SMALL, "--set", "sdpo:train.learning_rate=1e-5"]) == 2
+    assert capsys.readouterr().err == (
+        "error: comparisons/small/runs/sdpo-seed0/recipe.yaml: train.learning_rate: 0.0012 cannot become 1e-05 in a "
+        "resumed run\n"
+    )
+
+
+def shipped(name):
+    from sdpo_cli.recipe import shipped_recipes
+
+    return shipped_recipes()[name]
+
+
+def test_a_path_without_a_run_among_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "quickstart", "nowhere"]) == 2
+    message = "error: quickstart: holds no run; name one recipe, or folders that `sdpo train` wrote\n"
+    assert capsys.readouterr().err == message

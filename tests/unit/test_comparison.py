@@ -1,0 +1,140 @@
+"""Comparing runs: curves, tables and parts of a comparison, worked out by hand."""
+
+import json
+
+import pytest
+
+from sdpo_cli.api.tensors import LearningPlan
+from sdpo_cli.engine.compare import Arm, Budget, parse_arms, parse_budget, plan_trials
+from sdpo_cli.engine.comparison import Curve, Point, comparison_json, comparison_markdown, tabulate, value_at
+from sdpo_cli.engine.credit import queries_per_prompt
+from sdpo_cli.errors import SdpoError, UsageError
+
+KEY = (4, "style")
+
+
+def curve(arm, seed, *points):
+    return Curve(arm, seed, tuple(Point(images, queries, {KEY: value}) for images, queries, value in points))
+
+
+CURVES = [
+    curve("dense", 0, (0, 0, 0.3), (64, 192, 0.5), (128, 384, 0.9)),
+    curve("dense", 1, (0, 0, 0.3), (64, 192, 0.7), (128, 384, 0.7)),
+    curve("sparse", 0, (0, 0, 0.3), (64, 64, 0.4), (192, 192, 0.8)),
+]
+
+
+def test_values_between_evaluations_lie_on_the_line():
+    assert value_at(CURVES[2], "images", 64, KEY) == pytest.approx(0.4)
+    assert value_at(CURVES[2], "images", 96, KEY) == pytest.approx(0.5)
+    assert value_at(CURVES[0], "queries", 96, KEY) == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="193 queries are beyond the run"):
+        value_at(CURVES[2], "queries", 193, KEY)
+
+
+def test_the_table_compares_what_every_run_reached():
+    rows = {(cell.arm, cell.axis): cell for cell in tabulate(CURVES)}
+    # 128 pictures: means 0.9 and 0.7, spread √(2 · 0.1²); the sparse run between 64 and 192: 0.4 + 0.5 · 0.4.
+    assert rows["dense", "images"].amount == 128
+    assert (rows["dense", "images"].mean, rows["dense", "images"].spread) == (
+        pytest.approx(0.8), pytest.approx(0.02**0.5)
+    )  # fmt: skip
+    assert (rows["sparse", "images"].mean, rows["sparse", "images"].spread) == (pytest.approx(0.6), None)
+    # 192 queries: the dense runs after 64 pictures, the sparse one after 192.
+    assert rows["dense", "queries"].amount == 192
+    assert rows["dense", "queries"].mean == pytest.approx(0.6)
+    assert rows["sparse", "queries"].mean == pytest.approx(0.8)
+    assert rows["sparse", "queries"].base == pytest.approx(0.3)
+
+
+def test_the_table_in_words():
+    assert comparison_markdown(tabulate(CURVES)) == (
+        "| style, after 128 pictures | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
+        "| dense | **0.800 ± 0.141** |\n| sparse | 0.600 |\n\n"
+        "| style, after 192 reward queries | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
+        "| dense | 0.600 ± 0.141 |\n| sparse | **0.800** |\n"
+    )
+
+
+def test_the_table_for_programs_holds_every_point():
+    found = json.loads(comparison_json(tabulate(CURVES), CURVES))
+    assert found["runs"][2]["points"][2] == {
+        "images": 192, "queries": 192, "means": [{"steps": 4, "measure": "style", "mean": 0.8}]
+    }  # fmt: skip
+    assert len(found["table"]) == 4
+
+
+def test_parts_and_their_overrides():
+    arms, shared = parse_arms("sdpo, now=sdpo,ddpo", ["seed=3", "now:objective.sdpo.credit=current", "a.b=x:y"])
+    assert arms == [Arm("sdpo", "sdpo"), Arm("now", "sdpo", ("objective.sdpo.credit=current",)), Arm("ddpo", "ddpo")]
+    assert shared == ["seed=3", "a.b=x:y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("sdpo,sdpo", [], "--objectives: sdpo comes twice; tell them apart: sdpo-2=sdpo"),
+        ("a/b=sdpo", [], "--objectives: 'a/b' cannot name a part of the comparison; use letters, digits, dots, hyphens "
+         "and underscores"),
+        ("sdpo,", [], "--objectives: '' cannot name a part of the comparison; use letters, digits, dots, hyphens and "
+         "underscores"),
+        ("sdpo", ["ddpo:seed=1"], "--set ddpo:seed=1: no part called ddpo; there are sdpo"),
+    ],
+)  # fmt: skip
+def test_parts_that_cannot_be(text, overrides, message):
+    with pytest.raises(UsageError) as fault:
+        parse_arms(text, overrides)
+    assert str(fault.value) == message
+
+
+@pytest.mark.parametrize("text", ["2000", "images", "images=0", "images=-1", "pictures=10", "images=1e3"])
+def test_budgets_that_are_none(text):
+    with pytest.raises(UsageError) as fault:
+        parse_budget(text)
+    assert str(fault.value) == f"--budget: {text!r} is no budget; write images=2000 or queries=2000"
+
+
+def planned(tmp_path, objectives, budget, *overrides):
+    arms, shared = parse_arms(objectives, ["rollout.pairs=16", "rollout.steps=4", *overrides])
+    return plan_trials("quickstart", arms, shared, 2, budget, 3, tmp_path)
+
+
+def test_every_part_draws_alike_and_spends_the_budget(tmp_path):
+    trials = planned(tmp_path, "sdpo,ddpo,grpo", Budget("images", 300))
+    recipes = {trial.folder.name: trial.resolved.recipe for trial in trials}
+    assert list(recipes) == ["sdpo-seed0", "ddpo-seed0", "grpo-seed0", "sdpo-seed1", "ddpo-seed1", "grpo-seed1"]
+    assert {name: one.rollout.pairs for name, one in recipes.items() if one.seed == 0} == {
+        "sdpo-seed0": 16, "ddpo-seed0": 16, "grpo-seed0": 4
+    }  # fmt: skip
+    # 32 pictures an epoch: 10 epochs, evaluated every 3: 12.
+    assert {(one.train.epochs, one.eval.every) for one in recipes.values()} == {(12, 3)}
+    assert recipes["sdpo-seed0"].objective.options["gamma"] == 0.9  # the recipe's own objective keeps its options
+
+
+def test_a_budget_of_queries_pays_for_fewer_pictures_where_each_asks_more(tmp_path):
+    trials = planned(tmp_path, "sdpo,ddpo,ddpo8=ddpo", Budget("queries", 96 * 6), "ddpo8:rollout.pairs=8")
+    recipes = {trial.arm: trial.resolved.recipe for trial in trials}
+    assert {arm: one.train.epochs for arm, one in recipes.items()} == {"sdpo": 6, "ddpo": 18, "ddpo8": 36}
+    assert recipes["ddpo8"].rollout.pairs == 8
+
+
+def test_faults_of_a_part_are_those_of_a_recipe(tmp_path):
+    with pytest.raises(SdpoError, match=r"quickstart: objective: no objective named 'ddqo'; did you mean ddpo\?"):
+        planned(tmp_path, "sdpo,ddqo", Budget("images", 64))
+
+
+@pytest.mark.parametrize(
+    ("plan", "steps", "expected"),
+    [
+        (LearningPlan(), 2, 2),
+        (LearningPlan(), 3, 4),
+        (LearningPlan(), 50, 6),
+        (LearningPlan(credit="current"), 50, 5),
+        (LearningPlan(credit="current", shared_noise=False), 50, 6),
+        (LearningPlan(dense="exact"), 8, 14),
+        (LearningPlan(dense="exact", credit="current"), 8, 15),
+        (LearningPlan(dense="final", rollouts=8), 4, 8),
+    ],
+)
+def test_queries_are_foreseen(plan, steps, expected):
+    assert queries_per_prompt(plan, steps) == expected
