@@ -1,6 +1,7 @@
 """The transformer families as base models: contract, a whole run of each, and schedules."""
 
 import math
+import re
 
 import diffusers
 import parity_flow
@@ -11,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from flow_texts import TEXTS
 from parity_flow import BY_NAME
 from safetensors.torch import load_file, save_file
+from sdpo_model_flow.families import FAMILIES
 
 from sdpo_cli.api.lora import target_modules
 from sdpo_cli.engine.rollout import encode_distinct
@@ -197,13 +199,13 @@ def test_guidance_reaches_a_network_that_takes_it(checkpoints):
     assert tiny.biggest_difference(parity_flow.ours(family, weak, 1), parity_flow.ours(family, strong, 1)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["flux-schnell", "sd3-5-large-turbo", "z-image-turbo", "qwen-image-lightning-4step"])
-def test_a_known_checkpoint_names_all_that_it_downloads(name):
+@pytest.mark.parametrize("name", [one.name for family in FAMILIES for one in family.known])
+def test_a_known_checkpoint_names_all_that_it_downloads_by_commit(name):
     chosen = load_registry().model(name)
     first, *rest = chosen.needs()
     assert first.repo == chosen.options.path
     assert first.revision == chosen.options.revision
-    assert len(first.revision) == 40
+    assert all(re.fullmatch("[0-9a-f]{40}", files.revision) for files in (first, *rest))
     assert {pattern.split("/")[0] for pattern in first.files if pattern.endswith(".safetensors")} >= {
         "transformer",
         "vae",
