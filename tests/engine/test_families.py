@@ -87,7 +87,7 @@ def load_xl(path, **options):
         ("lcm-xl", {"vae_tiling": True}, "renoise", Sampler("renoise", 1.0), (16, 16)),
     ],
 )
-def test_one_epoch_samples_and_an_evaluation(
+def test_one_epoch_samples_an_evaluation_and_an_export(
     folder, tmp_path, monkeypatch, checkpoint, options, transition, sampler, size
 ):
     monkeypatch.chdir(tmp_path)
@@ -106,6 +106,9 @@ def test_one_epoch_samples_and_an_evaluation(
     assert main(["eval", "--steps", "1", "--quiet"]) == 0
     (result,) = json.loads((tmp_path / "evals/small/report.json").read_text())["results"]
     assert (result["steps"], result["count"]) == (1, 2)
+    assert main(["export", "--format", "kohya", "--quiet"]) == 0
+    bare = (load_xl if "xl" in checkpoint else load)(folder / checkpoint)
+    tiny.check_kohya_export(bare, tmp_path / "runs/small", tmp_path / "exports/small-kohya", tmp_path / "back")
 
 
 class TestGuidance:
