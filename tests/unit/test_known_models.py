@@ -36,7 +36,7 @@ class TestEveryRow:
         assert needs[0].repo == row.options["path"]
         assert {files.repo for files in needs} == {row.options["path"], "/".join(unpinned(row.weights).split("/")[:2])}
         assert ("text_encoder_2/*.safetensors" in needs[0].files) is row.xl
-        assert {"checkpoint", "native steps", "schedule", "guidance", "licence", "access"} <= row.facts.keys()
+        assert {"family", "checkpoint", "native steps", "schedule", "guidance", "licence", "access"} <= row.facts.keys()
 
 
 def test_names_are_distinct():

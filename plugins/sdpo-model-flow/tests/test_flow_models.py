@@ -201,6 +201,7 @@ def test_guidance_reaches_a_network_that_takes_it(checkpoints):
 @pytest.mark.parametrize("name", [one.name for family in FAMILIES for one in family.known])
 def test_a_known_checkpoint_names_all_that_it_downloads_by_commit(name):
     chosen = load_registry().model(name)
+    assert chosen.spec.facts["family"] in {family.pipeline for family in FAMILIES}
     first, *rest = chosen.needs()
     assert first.repo == chosen.options.path
     assert first.revision == chosen.options.revision

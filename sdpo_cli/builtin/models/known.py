@@ -73,6 +73,7 @@ class Known:
         """What `sdpo plugins show` says of it."""
         revision = self.options.get("revision")
         return {
+            "family": "StableDiffusionXLPipeline" if self.xl else "StableDiffusionPipeline",
             "checkpoint": self.options["path"] + (f" at {revision}" if revision else ""),
             **({"weights": self.weights} if self.weights != self.options["path"] else {}),
             "native steps": self.steps,
