@@ -103,6 +103,9 @@ def test_one_epoch_samples_an_evaluation_and_an_export(
     assert Sampler(row["transition"], row["eta"]) == sampler
     with Image.open(tmp_path / "drawn" / row["file"]) as picture:
         assert picture.size == size
+    other = ["sample", "--prompt", "cat", "--count", "1", "--out", "other", "--eta", "0.5", "--quiet"]
+    assert main(other) == (2 if sampler.transition == "renoise" else 0)
+    assert (tmp_path / "other").exists() is (sampler.transition != "renoise")
     assert main(["eval", "--steps", "1", "--quiet"]) == 0
     (result,) = json.loads((tmp_path / "evals/small/report.json").read_text())["results"]
     assert (result["steps"], result["count"]) == (1, 2)
