@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import conv2d
 
-from sdpo_cli.errors import UsageError
+from sdpo_cli.errors import UsageError, first_line
 
 
 def check_dtype(device: torch.device, name: str) -> None:
@@ -13,11 +13,13 @@ def check_dtype(device: torch.device, name: str) -> None:
     """
     imitated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if imitated and name == "bfloat16":
-        raise lacking(torch.cuda.get_device_name(device), name, "float16 or float32")
+        card = torch.cuda.get_device_name(device)
+        raise UsageError(f"{card} only imitates it", place=f"model.dtype {name}", remedy="use float16 or float32")
     try:
         compute(device, getattr(torch, name))
-    except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
-        raise lacking(f"device {device}", name, "float32") from None
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        fault = f"device {device} cannot compute in it ({first_line(error)})"
+        raise UsageError(fault, place=f"model.dtype {name}", remedy="use float32") from error
 
 
 def compute(device: torch.device, dtype: torch.dtype) -> None:
@@ -25,8 +27,3 @@ def compute(device: torch.device, dtype: torch.dtype) -> None:
     x = torch.ones(1, 2, 4, 4, dtype=dtype, device=device, requires_grad=True)
     kernel = torch.ones(2, 2, 3, 3, dtype=dtype, device=device)
     (conv2d(x, kernel, padding=1) @ x).float().sum().backward()
-
-
-def lacking(device: str, name: str, others: str) -> UsageError:
-    """What to say of a number format that a device does not have."""
-    return UsageError(f"{device} has no such arithmetic", place=f"model.dtype {name}", remedy=f"use {others}")
