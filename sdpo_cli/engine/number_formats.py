@@ -9,7 +9,7 @@ from sdpo_cli.errors import UsageError, first_line
 def check_dtype(device: torch.device, name: str) -> None:
     """UsageError unless networks can be trained on `device` in the torch dtype `name`.
 
-    bfloat16 that a card only imitates, as those before NVIDIA's Ampere do, counts as none: it is slower than float32.
+    bfloat16 that a card only imitates, as those before NVIDIA's Ampere do, counts as none.
     """
     imitated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if imitated and name == "bfloat16":
