@@ -47,10 +47,13 @@ class HpsOptions(Options):
     dtype: Literal["float32", "float16"] = Field(
         default="float32", description="float16 is faster; scores move by about 3 % of their spread"
     )
+    scale: Literal["cos", "logit"] = Field(
+        default="cos", description="cos, as the package has it; logit: exp(logit_scale) cos, about 25 to 35"
+    )
 
 
 def load(options: HpsOptions, context: LoadContext) -> "Reward":
-    """The cosine of picture and prompt."""
+    """The cosine of picture and prompt, in the chosen scale."""
     from sdpo_cli.api.clip import CLIP_H, ClipReward, ClipSource, image_tower, text_tower
     from sdpo_cli.api.hub import fetch
     from sdpo_cli.api.images import clip_pixels, padded_pixels
@@ -59,7 +62,9 @@ def load(options: HpsOptions, context: LoadContext) -> "Reward":
     original = path / FILES[options.version]
     source = ClipSource(original if original.is_file() else path, CLIP_H, context.device, options.dtype)
     prepare = {"official": padded_pixels, "clip": clip_pixels}[options.preprocessing]
-    return ClipReward(image_tower(source), text_tower(source, clean), prepare=prepare)
+    text = text_tower(source, clean)
+    factor = {"cos": 1.0, "logit": text.logit_scale}[options.scale]
+    return ClipReward(image_tower(source), text, lambda cosines: factor * cosines, prepare)
 
 
 def clean(prompt: str) -> str:
@@ -94,7 +99,7 @@ def sdpo_rewards() -> Sequence[RewardSpec]:
             examples=[PUBLISHED],
             facts={
                 "licence": "code and weights Apache-2.0",
-                "scale": "cos",
+                "scale": "cos; the option `scale` names another; the detail `cos` is the cosine in any case",
                 "preprocessing": "official: float, without rounding or clamp; clip: as CLIP's with Pillow, exactly",
             },
         )

@@ -27,6 +27,7 @@ from sdpo_cli.api.pipelines import (
     check_whole,
     components_of,
     denoiser_source,
+    pinned,
     pipeline_folder,
     weights_file,
 )
@@ -87,8 +88,9 @@ def settings_folder(options: PipelineOptions) -> Path:
     if not options.config:
         remedy = "name a pipeline of the same shape as option config"
         raise UsageError("a single file holds no settings", place=options.path, remedy=remedy)
-    index = Path(options.config) if Path(options.config).is_dir() else fetch(HubFiles(options.config, None, (INDEX,)))
-    return pipeline_folder(options.config, None, list(components_of(index)))
+    home, revision = (options.config, None) if Path(options.config).is_dir() else pinned(options.config)
+    index = Path(home) if Path(home).is_dir() else fetch(HubFiles(home, revision, (INDEX,)))
+    return pipeline_folder(home, revision, list(components_of(index)))
 
 
 def place(pipeline: Any, options: PipelineOptions, device: str) -> Any:
@@ -230,7 +232,7 @@ def merge_lora(pipeline: Any, path: Path, scale: float) -> None:
 
 def load_tiny_vae(path: str, context: LoadContext) -> Any:
     """A frozen AutoencoderTiny from a folder or hub id. ArtifactError where it cannot be loaded."""
-    folder = Path(path) if Path(path).is_dir() else fetch(HubFiles(path, None, TINY_VAE_FILES))
+    folder = Path(path) if Path(path).is_dir() else fetch(HubFiles(*pinned(path), TINY_VAE_FILES))
     vae = load_network(AutoencoderTiny, folder, getattr(torch, context.dtype))
     return vae.to(context.device).requires_grad_(False).eval()
 

@@ -29,7 +29,8 @@ class PipelineOptions(Options):
     path: UserPath = Field(description="Folder in diffusers layout, hub id, or single .safetensors file.")
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub.")
     config: UserPath | None = Field(
-        default=None, description="Of a single file: folder or hub id of a pipeline of the same shape."
+        default=None,
+        description="Of a single file: folder, or OWNER/NAME[@REVISION] on the hub, of a pipeline of the same shape.",
     )
     denoiser: UserPath | None = Field(
         default=None,
@@ -53,7 +54,9 @@ class PipelineOptions(Options):
     gradient_checkpointing: bool = Field(default=False, description="Less memory in the update, for a third more time.")
     vae_tiling: bool = Field(default=False, description="Decode in tiles: less memory, for large pictures.")
     tiny_vae: UserPath | None = Field(
-        default=None, description="Folder or hub id of an AutoencoderTiny that decodes what is rewarded in training."
+        default=None,
+        description="AutoencoderTiny that decodes what is rewarded in training: a folder, or OWNER/NAME[@REVISION] on "
+        "the hub.",
     )
 
 
@@ -96,10 +99,11 @@ def given_elsewhere(options: PipelineOptions, components: Sequence[str]) -> list
 def pipeline_needs(options: PipelineOptions, components: Sequence[str]) -> list[HubFiles]:
     """What a pipeline's load takes from the hub, for `Spec.needs`."""
     single = options.path.endswith(".safetensors")
-    source, revision = (options.config, None) if single else (options.path, options.revision)
+    home = options.config if single else options.path
     needs = []
-    if source and not Path(source).exists():
-        needs.append(pipeline_files(source, revision, components, given_elsewhere(options, components)))
+    if home and not Path(home).exists():
+        source = pinned(home) if single else (home, options.revision)
+        needs.append(pipeline_files(*source, components, given_elsewhere(options, components)))
     if single and not Path(options.path).exists():
         needs.append(hub_file(options.path))
     if options.denoiser and not Path(options.denoiser).exists():
@@ -107,7 +111,7 @@ def pipeline_needs(options: PipelineOptions, components: Sequence[str]) -> list[
     if options.base_lora and not Path(options.base_lora).exists():
         needs.append(hub_file(options.base_lora))
     if options.tiny_vae and not Path(options.tiny_vae).exists():
-        needs.append(HubFiles(options.tiny_vae, None, TINY_VAE_FILES))
+        needs.append(HubFiles(*pinned(options.tiny_vae), TINY_VAE_FILES))
     return needs
 
 
@@ -118,16 +122,20 @@ def hub_file(path: str) -> HubFiles:
     if not file.endswith(".safetensors"):
         remedy = "name a .safetensors file, or OWNER/NAME/FILE.safetensors on the hub"
         raise ArtifactError("no such file", place=path, remedy=remedy)
-    name, _, revision = name.partition("@")
-    return HubFiles(f"{owner}/{name}", revision or None, (file,))
+    return HubFiles(*pinned(f"{owner}/{name}"), (file,))
+
+
+def pinned(repo: str) -> tuple[str, str | None]:
+    """`OWNER/NAME[@REVISION]` as repository and revision."""
+    name, _, revision = repo.partition("@")
+    return name, revision or None
 
 
 def denoiser_files(path: str) -> HubFiles:
     """A denoiser on the hub: a file, as `hub_file` reads it, or the network that OWNER/NAME[@REVISION] holds."""
     if path.count("/") != 1 or path.endswith(".safetensors"):
         return hub_file(path)
-    repo, _, revision = path.partition("@")
-    return HubFiles(repo, revision or None, NETWORK_FILES)
+    return HubFiles(*pinned(path), NETWORK_FILES)
 
 
 def weights_file(path: str) -> Path:

@@ -72,7 +72,12 @@ def prompt_texts(given: list[str] | None, source: str | None) -> list[str]:
 
 
 def sampler_of(model: "BaseModel", eta: float | None) -> "Sampler":
-    """How the model draws by itself, with another η if one is given."""
+    """How the model draws by itself, with another η if one is given. UsageError where that would change nothing."""
     from dataclasses import replace
 
+    from sdpo_cli.errors import UsageError
+
+    if eta not in (None, model.sampler.eta) and model.sampler.transition == "renoise":
+        fault = "this model noises its clean estimate anew at every step, whatever eta"
+        raise UsageError(fault, place="--eta", remedy="leave it out")
     return model.sampler if eta is None else replace(model.sampler, eta=eta)

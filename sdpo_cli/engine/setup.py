@@ -15,6 +15,7 @@ from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
 from sdpo_cli.engine.artifacts import adapter_place
 from sdpo_cli.engine.credit import first_rewarded_step
 from sdpo_cli.engine.evaluate import Plan
+from sdpo_cli.engine.number_formats import check_dtype
 from sdpo_cli.engine.optimizer import check_optimizer
 from sdpo_cli.engine.scoring import LoadedReward, full_version
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
@@ -68,6 +69,7 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     recipe = resolved.recipe
     check_optimizer(recipe.train)
     device = pick_device(recipe.train.device)
+    check_dtype(device, recipe.model.dtype)
     context = LoadContext(device=str(device), dtype=recipe.model.dtype)
     check_downloads([files for chosen in resolved.all_chosen for files in chosen.needs()])
     prompts = load_prompts(resolved.prompts, context)

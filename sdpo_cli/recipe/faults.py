@@ -127,7 +127,8 @@ def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel]) -> str:
         remedy = did_you_mean(path[-1], known) or (f"known: {', '.join(known)}" if known else "there are none")
         return one_line("unknown field", remedy=remedy)
     if kind == "missing":
-        return one_line("missing", remedy=_NEEDED.get(".".join(path), "it has no default"))
+        needed = _NEEDED if schema is Recipe else {}  # an option of a plug-in may have the same name
+        return one_line("missing", remedy=needed.get(".".join(path), "it has no default"))
     if kind == "value_error":
         return str(context["error"])
     context = {

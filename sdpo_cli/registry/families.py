@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_cli.api import HubFiles
+from sdpo_cli.api.pipelines import pinned
 from sdpo_cli.errors import ArtifactError, PluginError
 from sdpo_cli.recipe.paths import user_path
 
@@ -52,9 +53,10 @@ def family_of(name: str, path: Path | None, options: Mapping[str, Any], folder: 
         remedy = "name a pipeline of the same shape as option config: a folder or hub id"
         raise PluginError(fault, place=place, remedy=remedy)
     home = existing(settings, folder, place)
-    if home is None and not is_hub_id(settings):
+    repo, revision = pinned(settings)
+    if home is None and not is_hub_id(repo):
         raise PluginError(f"{settings} is neither a folder nor a hub id", place=place, remedy="correct option config")
-    return family_of_folder(home, place) if home else family_of_hub_id(settings, None, place)
+    return family_of_folder(home, place) if home else family_of_hub_id(repo, revision, place)
 
 
 def family_of_folder(folder: Path, place: str) -> str:

@@ -107,6 +107,9 @@ FAMILIES = (
         StableDiffusionXLPipeline,
     ),
     Family("SDXL-Lightning, Euler trailing", XL, StableDiffusionXLPipeline),
+    Family(
+        "SDXL-Lightning in 1 step, sample, Euler trailing", partial(XL, prediction="sample"), StableDiffusionXLPipeline
+    ),
     Family("Hyper-SDXL, DDIM trailing", partial(XL, kind=DDIMScheduler), StableDiffusionXLPipeline),
     Family("SDXL, guidance 5, Euler leading", partial(XL, **LEADING), StableDiffusionXLPipeline, guidance=5.0),
     Family(

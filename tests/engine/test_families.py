@@ -87,7 +87,7 @@ def load_xl(path, **options):
         ("lcm-xl", {"vae_tiling": True}, "renoise", Sampler("renoise", 1.0), (16, 16)),
     ],
 )
-def test_one_epoch_samples_and_an_evaluation(
+def test_one_epoch_samples_an_evaluation_and_an_export(
     folder, tmp_path, monkeypatch, checkpoint, options, transition, sampler, size
 ):
     monkeypatch.chdir(tmp_path)
@@ -103,9 +103,15 @@ def test_one_epoch_samples_and_an_evaluation(
     assert Sampler(row["transition"], row["eta"]) == sampler
     with Image.open(tmp_path / "drawn" / row["file"]) as picture:
         assert picture.size == size
+    other = ["sample", "--prompt", "cat", "--count", "1", "--out", "other", "--eta", "0.5", "--quiet"]
+    assert main(other) == (2 if sampler.transition == "renoise" else 0)
+    assert (tmp_path / "other").exists() is (sampler.transition != "renoise")
     assert main(["eval", "--steps", "1", "--quiet"]) == 0
     (result,) = json.loads((tmp_path / "evals/small/report.json").read_text())["results"]
     assert (result["steps"], result["count"]) == (1, 2)
+    assert main(["export", "--format", "kohya", "--quiet"]) == 0
+    bare = (load_xl if "xl" in checkpoint else load)(folder / checkpoint)
+    tiny.check_kohya_export(bare, tmp_path / "runs/small", tmp_path / "exports/small-kohya", tmp_path / "back")
 
 
 class TestGuidance:

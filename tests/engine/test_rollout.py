@@ -1,15 +1,18 @@
 """Dual-state trajectory sampling, and the replay that training learns from."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import tiny
 import torch
 from torch.distributions import Normal
 
-from sdpo_cli.api.tensors import LearningPlan
+from sdpo_cli.api.tensors import LearningPlan, Schedule
 from sdpo_cli.engine.rollout import draw_prompts, roll_out
 from sdpo_cli.engine.update import check_ratio_is_one, replay
 from sdpo_cli.errors import TrainingError
-from sdpo_cli.maths import kernel_for, step_mean, with_floor
+from sdpo_cli.maths import TRANSITIONS, kernel_for, step_mean, with_floor
 
 PAIR = LearningPlan()
 
@@ -69,6 +72,65 @@ def test_log_probability_is_the_mean_of_the_normal_density(model, transition):
         )
         expected = density.log_prob(rollouts.x_t[:, :, step + 1]).mean((-3, -2, -1))
         torch.testing.assert_close(rollouts.log_prob[:, :, step], expected, rtol=1e-5, atol=1e-5)
+
+
+LEVELS = (1.0, 0.75, 0.5, 0.2)
+"""σ of a flow that ends with some noise left, so that every transition has a density at every step."""
+
+
+@pytest.fixture
+def certain(model, monkeypatch):
+    """A model that is sure of one clean picture, every number of it 2, with latents enough for statistics."""
+    monkeypatch.setattr(model, "denoise", lambda x_t, at, conditioning: torch.full_like(x_t, 2.0))
+    monkeypatch.setattr(model, "latent_shape", (4, 64, 64))
+    return model
+
+
+def flow_rollouts(model, transition: str, eta: float):
+    """10 rollouts, each with noise of its own."""
+    sigma = torch.tensor(LEVELS, dtype=torch.float64)
+    levels = Schedule(1000 * sigma[:-1], 1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:])
+    plan = LearningPlan(shared_noise=False)
+    return roll_out(model, kernel_for(levels, transition, eta), tiny.draw(model), plan, 0, 5)
+
+
+def published_step(transition: str, eta: float, t: float, s: float, next_to_noise: float) -> tuple[float, float]:
+    """Share of the old noise and fresh deviation of a step from σ = t to s, as the transitions' papers have them."""
+    if transition == "sde":  # arXiv 2505.05470, eq. 9
+        fresh = eta * math.sqrt((t - s) * t / (1 - (next_to_noise if t == 1 else t)))
+        return s - fresh**2 / (2 * t), fresh
+    fresh = {
+        "ddim": eta * s * math.sqrt(1 - ((1 - t) * s / ((1 - s) * t)) ** 2),
+        "renoise": s,
+        "cps": s * math.sin(eta * math.pi / 2),
+    }[transition]
+    return math.sqrt(s**2 - fresh**2), fresh
+
+
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_moments_and_densities_are_those_of_the_published_step(certain, transition):
+    rollouts, eta = flow_rollouts(certain, transition, 0.7), 0.7
+    count = rollouts.x_t[:, :, 0].numel()
+    variance = 1.0  # of a state about α 2
+    for step, (t, s) in enumerate(pairwise(LEVELS)):
+        kept, fresh = published_step(transition, eta, t, s, LEVELS[1])
+        variance = (kept / t) ** 2 * variance + fresh**2
+        before, after = rollouts.x_t[:, :, step].double(), rollouts.x_t[:, :, step + 1].double()
+        assert float(after.mean()) == pytest.approx((1 - s) * 2, abs=5 * math.sqrt(variance / count))
+        assert float(after.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / count))
+        density = Normal((1 - s) * 2 + kept / t * (before - (1 - t) * 2), fresh)
+        expected = density.log_prob(after).mean((-3, -2, -1)).float()
+        torch.testing.assert_close(rollouts.log_prob[:, :, step], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("transition", [name for name in TRANSITIONS if name != "renoise"])
+def test_eta_zero_is_the_deterministic_step_and_has_no_density(certain, transition):
+    rollouts = flow_rollouts(certain, transition, 0.0)
+    start = rollouts.x_t[:, :, 0]
+    for step, s in enumerate(LEVELS[1:], 1):
+        expected = (1 - s) * 2 + s * start  # the noise it began with, at every level
+        torch.testing.assert_close(rollouts.x_t[:, :, step], expected, rtol=1e-5, atol=1e-5)
+    assert not rollouts.log_prob.any()
 
 
 def test_replayed_log_probabilities_equal_the_sampled_ones(model):

@@ -13,11 +13,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import sdpo_cli
 from sdpo_cli.api import LoadContext, Prompt
+from sdpo_cli.api.lora_file import WEIGHTS
 from sdpo_cli.api.tensors import AdapterOptions, ScoreRequest, ScoreResult
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
@@ -212,6 +214,17 @@ def with_random_adapter(model: StableDiffusion, scale: float = 0.05) -> StableDi
         for parameter in model.trainable().values():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def check_kohya_export(model: StableDiffusion, run: Path, exported: Path, folder: Path) -> None:
+    """Assert that the one file in `exported` loads on a bare `model` as what `run` trained, to the last bit."""
+    (file,) = exported.glob("*.safetensors")
+    model.load_adapter(file)
+    model.save_adapter(folder)
+    back, trained = (load_file(one / WEIGHTS) for one in (folder, run / "adapter"))
+    assert back.keys() == trained.keys()
+    assert all(torch.equal(back[key], value) for key, value in trained.items())
+    assert any(bool(value.any()) for key, value in trained.items() if ".lora_B." in key), "nothing was trained"
 
 
 def biggest_difference(one: Float[Tensor, "..."], other: Float[Tensor, "..."]) -> float:

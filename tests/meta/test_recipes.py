@@ -1,5 +1,8 @@
 """Every shipped recipe says what it is for and resolves with the plug-ins of this repository."""
 
+import itertools
+import re
+
 import pytest
 
 from sdpo_cli.recipe import shipped_recipes
@@ -12,9 +15,11 @@ PUBLISHED = [name for name in RECIPES if name.startswith("published/")]
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_opens_with_what_it_reproduces_and_needs(name):
-    comment = [line for line in RECIPES[name].read_text().splitlines() if line.startswith("# ")]
-    assert any("eproduces" in line for line in comment), "what it reproduces"
-    assert any(line.startswith("# Needs") for line in comment), "what it needs"
+    lines = itertools.takewhile(lambda line: line.startswith("# "), RECIPES[name].read_text().splitlines())
+    comment = " ".join(line.removeprefix("# ") for line in lines)
+    assert "eproduces" in comment, "what it reproduces"
+    assert re.search(r"(?<= )Needs (a GPU with \d+ GB|nothing but this package: no GPU)", comment), "what it needs"
+    assert re.search(r"\b(minutes|hours?)\b", comment), "how long it takes"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -205,6 +205,8 @@ class TestNeeds:
         (tmp_path / "one.safetensors").touch()
         file = str(tmp_path / "one.safetensors")
         assert self.needs(path=str(tmp_path), denoiser=file, base_lora=file, tiny_vae=str(tmp_path)) == []
+        (tmp_path / "odd@name").mkdir()
+        assert self.needs(path=file, config=str(tmp_path / "odd@name")) == []
 
     def test_another_denoiser_stands_for_the_pipelines_weights(self):
         pipeline, denoiser, lora, tiny = self.needs(
@@ -220,15 +222,20 @@ class TestNeeds:
         assert self.needs(path="a/b", denoiser="c/d")[1] == HubFiles("c/d", None, ("*.json", "*.safetensors"))
 
     def test_weights_may_be_pinned(self):
-        _, denoiser, lora = self.needs(path="a/b", denoiser="c/d@v1", base_lora="e/f@v2/sub/lora.safetensors")
+        _, denoiser, lora, tiny = self.needs(
+            path="a/b", denoiser="c/d@v1", base_lora="e/f@v2/sub/lora.safetensors", tiny_vae="g/h@v3"
+        )
         assert denoiser == HubFiles("c/d", "v1", ("*.json", "*.safetensors"))
         assert lora == HubFiles("e/f", "v2", ("sub/lora.safetensors",))
+        assert tiny == HubFiles("g/h", "v3", ("config.json", "diffusion_pytorch_model.safetensors"))
 
     def test_a_single_file_needs_settings_alone(self, tmp_path):
         pipeline, file = self.needs(path="a/b/model.safetensors", config="c/d", revision="v1")
         assert pipeline == pipeline_files("c/d", None, self.COMPONENTS, self.COMPONENTS)
         assert not any(name.endswith(".safetensors") for name in pipeline.files)
         assert file == HubFiles("a/b", None, ("model.safetensors",))
+        pipeline, _ = self.needs(path="a/b@v1/model.safetensors", config="c/d@v2")
+        assert (pipeline.repo, pipeline.revision) == ("c/d", "v2")
 
     @pytest.mark.parametrize(
         ("read", "path"),

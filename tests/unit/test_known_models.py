@@ -25,16 +25,18 @@ class TestEveryRow:
         usual = UNetOptions(path="-").model_dump()
         assert all(options[name] == usual[name] for name in usual if name not in row.options)
 
-    def test_is_pinned_or_named_whole(self, row):
-        assert re.fullmatch(r"[0-9a-f]{40}", row.options["revision"])
-        assert re.fullmatch(r"[\w-]+/[\w.-]+(@[0-9a-f]{40})?(/[\w.-]+\.safetensors)?", row.weights)
+    def test_is_downloaded_by_commit(self, row):
+        free = [
+            files.repo for files in chosen(row.name).needs() if not re.fullmatch("[0-9a-f]{40}", files.revision or "")
+        ]
+        assert free == (["latent-consistency/lcm-sdxl"] if row.name == "lcm-sdxl" else [])
 
     def test_tells_what_it_needs_and_its_terms(self, row):
         needs = chosen(row.name).needs()
         assert needs[0].repo == row.options["path"]
         assert {files.repo for files in needs} == {row.options["path"], "/".join(unpinned(row.weights).split("/")[:2])}
         assert ("text_encoder_2/*.safetensors" in needs[0].files) is row.xl
-        assert {"checkpoint", "native steps", "schedule", "guidance", "licence", "access"} <= row.facts.keys()
+        assert {"family", "checkpoint", "native steps", "schedule", "guidance", "licence", "access"} <= row.facts.keys()
 
 
 def test_names_are_distinct():

@@ -68,7 +68,7 @@ def known_spec(family: Family, one: Known) -> BaseModelSpec:
         options=preset(family_options(family), one.name, one.defaults),
         load=partial(load_family, family),
         needs=partial(needs, family),
-        facts=one.facts,
+        facts={"family": family.pipeline, **one.facts},
     )
 
 

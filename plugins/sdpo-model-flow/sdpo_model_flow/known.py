@@ -1,6 +1,6 @@
 """Checkpoints known to draw in few steps, each under a name of its own. Imports no torch.
 
-A revision is the commit that public code names for the checkpoint; None where none was found.
+A revision is the commit that public code names for the checkpoint.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Known:
 
     name: str
     path: str
-    revision: str | None
+    revision: str
     steps: str
     schedule: str
     guidance: str
@@ -43,7 +43,7 @@ class Known:
         """What `sdpo plugins show` says of it."""
         lora = self.options.get("base_lora")
         return {
-            "checkpoint": self.path + (f" at {self.revision}" if self.revision else ""),
+            "checkpoint": f"{self.path} at {self.revision}",
             **({"weights": lora} if lora else {}),
             "native steps": self.steps,
             "schedule": self.schedule,
@@ -60,7 +60,8 @@ def lightning(steps: int) -> Known:
 
     Source: ModelTC/Qwen-Image-Lightning `generate_with_diffusers.py`: distilled with shift 3, no terminal shift.
     """
-    file = f"lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-{steps}steps-V2.0-bf16.safetensors"
+    repo = "lightx2v/Qwen-Image-Lightning@e74da8d4e71a54b341de86aa9f8d2509165aa513"
+    file = f"{repo}/Qwen-Image-Lightning-{steps}steps-V2.0-bf16.safetensors"
     return Known(
         name=f"qwen-image-lightning-{steps}step",
         path="Qwen/Qwen-Image",
@@ -73,7 +74,7 @@ def lightning(steps: int) -> Known:
     )
 
 
-def sana_sprint(size: str, revision: str | None) -> Known:
+def sana_sprint(size: str, revision: str) -> Known:
     """SANA-Sprint of a size in billions of parameters."""
     return Known(
         name=f"sana-sprint-{size.replace('.', '-')}b",
@@ -121,7 +122,10 @@ FLUX2 = (
         licence="Apache-2.0",
     ),
 )
-SANA = (sana_sprint("0.6", None), sana_sprint("1.6", "19683c58b7ea290e55cedd8950ae1d86ada7ef96"))
+SANA = (
+    sana_sprint("0.6", "a7d9fc31dd5c3f5e22dbfd78360777ceed56ae97"),
+    sana_sprint("1.6", "19683c58b7ea290e55cedd8950ae1d86ada7ef96"),
+)
 Z_IMAGE = (
     Known(
         name="z-image-turbo",

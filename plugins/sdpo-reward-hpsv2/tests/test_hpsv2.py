@@ -77,6 +77,13 @@ def test_preprocessings_agree_on_the_networks_own_size_and_differ_on_others(fold
         assert torch.allclose(values, others, rtol=0, atol=1e-6) == same
 
 
+def test_scales(folder):
+    request = ScoreRequest(torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0)), ["a cat", "a dog"])
+    cos, logit = (loaded(folder, scale=scale).score(request) for scale in ("cos", "logit"))
+    torch.testing.assert_close(logit.values, 20.085537 * cos.values, rtol=1e-5, atol=1e-5)  # the golden scale is e³
+    assert torch.equal(logit.details["cos"], cos.values)
+
+
 def test_the_version_picks_the_file(folder, raw, tmp_path):
     request = ScoreRequest(torch.rand(2, 3, 30, 30, generator=torch.Generator().manual_seed(0)), ["a cat", "a dog"])
     new, old = (loaded(folder, version=version).score(request).values for version in ("v2.1", "v2.0"))

@@ -451,3 +451,9 @@ def test_options_that_do_not_fit_together(options: dict[str, Any], said: str) ->
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(RecipeError, match="url"):
         load_registry().reward("vlm", {"model": "m", "url": url})
+
+
+def test_a_judge_has_to_be_named() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_registry().reward("vlm")
+    assert str(caught.value) == "vlm: model: missing; it has no default"

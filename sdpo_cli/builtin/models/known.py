@@ -1,4 +1,7 @@
-"""Known checkpoints: where they are and how their authors draw with them. Imports no torch."""
+"""Known checkpoints: where they are and how their authors draw with them. Imports no torch.
+
+A revision is the commit that public code names for the checkpoint; none was found for the network of `lcm-sdxl`.
+"""
 
 import re
 from collections.abc import Mapping
@@ -70,6 +73,7 @@ class Known:
         """What `sdpo plugins show` says of it."""
         revision = self.options.get("revision")
         return {
+            "family": "StableDiffusionXLPipeline" if self.xl else "StableDiffusionPipeline",
             "checkpoint": self.options["path"] + (f" at {revision}" if revision else ""),
             **({"weights": self.weights} if self.weights != self.options["path"] else {}),
             "native steps": self.steps,
@@ -82,10 +86,10 @@ class Known:
         }
 
 
-def lightning(steps: int, file: str, option: str) -> Known:
+def lightning(steps: int, file: str, option: str, **more: str) -> Known:
     """SDXL-Lightning for a step count: as UNet weights, or as a LoRA."""
     name = f"sdxl-lightning-{steps}step" + ("-lora" if option == "base_lora" else "")
-    options = {**SDXL, option: f"{LIGHTNING}/{file}", **TRAILING_EULER}
+    options = {**SDXL, option: f"{LIGHTNING}/{file}", **TRAILING_EULER, **more}
     return Known(name, True, options, str(steps), "Euler, trailing", "none", 1024, OPENRAIL_XL)
 
 
@@ -140,6 +144,7 @@ KNOWN = (
         OPENRAIL_XL,
         distilled=False,
     ),
+    lightning(1, "sdxl_lightning_1step_unet_x0.safetensors", "denoiser", prediction="sample"),
     *(lightning(steps, f"sdxl_lightning_{steps}step_unet.safetensors", "denoiser") for steps in (2, 4, 8)),
     *(lightning(steps, f"sdxl_lightning_{steps}step_lora.safetensors", "base_lora") for steps in (2, 4, 8)),
     *(hyper(False, steps) for steps in (1, 2, 4, 8)),
