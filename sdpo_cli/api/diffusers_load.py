@@ -49,6 +49,8 @@ def load_model(family: type[M], options: PipelineOptions, context: LoadContext) 
     if options.tiny_vae:
         model.tiny_vae = load_tiny_vae(options.tiny_vae, context)
         check_tiny_vae(model, options.tiny_vae)
+    if context.compile:
+        model.compile()
     return model
 
 

@@ -65,11 +65,13 @@ class LoadContext:
         device: torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: name of the torch dtype of the networks: `float32`, `bfloat16`, `float16`.
         folder: folder that relative paths in the recipe are meant from.
+        compile: whether networks are to be compiled by torch.compile; what cannot do so may ignore it.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     folder: Path = field(default_factory=Path)
+    compile: bool = False
 
 
 @dataclass(frozen=True)

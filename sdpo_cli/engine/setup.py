@@ -68,7 +68,7 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     recipe = resolved.recipe
     check_optimizer(recipe.train)
     device = pick_device(recipe.train.device)
-    context = LoadContext(device=str(device), dtype=recipe.model.dtype)
+    context = LoadContext(device=str(device), dtype=recipe.model.dtype, compile=recipe.model.compile)
     check_downloads([files for chosen in resolved.all_chosen for files in chosen.needs()])
     prompts = load_prompts(resolved.prompts, context)
     eval_prompts = load_prompts(resolved.eval_prompts, context) if resolved.eval_prompts else prompts

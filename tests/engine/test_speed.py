@@ -1,0 +1,133 @@
+"""What makes an epoch fast, by counts and by equality with the plain way: never by a clock."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch._dynamo.utils import counters
+
+from sdpo_cli.api import LoadContext, lora_layers
+from sdpo_cli.api.lora_layers import NarrowConv2d, NarrowLinear
+from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
+from sdpo_cli.builtin.models import load_checkpoint
+from sdpo_cli.builtin.models.options import UNetOptions
+from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.update import plan_updates, replay_log_prob
+from sdpo_cli.maths import kernel_for, with_floor
+
+
+def gradient(model, rollouts) -> torch.Tensor:
+    """Of the summed log-probabilities of the first update."""
+    update = plan_updates(rollouts, [0, 1], batch=5, seed=0, epoch=1)[0]
+    log_prob = replay_log_prob(model, rollouts, update.pairs, update.step)
+    grads = torch.autograd.grad(log_prob.sum(), list(model.trainable().values()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def rolled(model):
+    kernel = kernel_for(with_floor(model.schedule(2)), "ddim", 1.0)
+    return roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
+
+
+def pictures(model, rollouts):
+    return model.decode(rollouts.x0[:, :, -1].flatten(0, 1))
+
+
+def relative(one, other) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint):
+    return tiny.with_random_adapter(tiny.load(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def compiled(checkpoint):
+    """Captured by torch.compile and run as captured: what inductor makes of it is tested on a GPU."""
+    model = tiny.load(checkpoint)
+    model.compile(backend="eager")
+    return tiny.with_random_adapter(model)
+
+
+class TestNarrowLora:
+    """A LoRA on a bfloat16 network is multiplied in bfloat16."""
+
+    def load(self, checkpoint, dtype):
+        return tiny.with_random_adapter(load_checkpoint(UNetOptions(path=str(checkpoint)), LoadContext(dtype=dtype)))
+
+    def test_no_activation_is_widened_for_it(self, checkpoint):
+        model = self.load(checkpoint, "bfloat16")
+        seen = set()
+        for module in model.denoiser.modules():
+            if isinstance(module, NarrowLinear):
+                module.register_forward_hook(lambda module, given, output: seen.add((given[0].dtype, output.dtype)))
+        rolled(model)
+        assert seen == {(torch.bfloat16, torch.bfloat16)}
+        assert {one.dtype for one in model.trainable().values()} == {torch.float32}
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_other_number_formats_keep_the_wide_way(self, checkpoint, dtype):
+        kinds = {type(module) for module in self.load(checkpoint, dtype).denoiser.modules()}
+        assert not kinds & {NarrowLinear, NarrowConv2d}
+
+    def test_its_gradient_is_as_near_to_float32_as_the_wide_way_is(self, checkpoint, monkeypatch):
+        exact, narrow = (self.load(checkpoint, dtype) for dtype in ("float32", "bfloat16"))
+        monkeypatch.setattr(lora_layers, "is_bfloat16", lambda layer: False)
+        wide, rollouts = self.load(checkpoint, "bfloat16"), rolled(exact)
+        expected, same = gradient(exact, rollouts), replace(rollouts, draw=tiny.draw(narrow))
+        errors = [relative(gradient(model, same), expected) for model in (narrow, wide)]
+        assert errors[0] < 1.2 * errors[1]
+
+    def test_convolutions_too(self, checkpoint):
+        model = load_checkpoint(UNetOptions(path=str(checkpoint)), LoadContext(dtype="bfloat16"))
+        model.add_adapter(AdapterOptions(rank=2, alpha=2.0, targets=("conv1",)))
+        assert any(isinstance(module, NarrowConv2d) for module in model.denoiser.modules())
+        assert float(gradient(model, rolled(model)).norm()) > 0
+
+
+class TestCompiled:
+    """Blocks compiled one by one: the same numbers, and no graph is made twice."""
+
+    def test_the_same_pictures_and_gradient_and_no_new_graph_in_the_second_epoch(self, plain, compiled):
+        counters.clear()
+        rollouts, expected = rolled(compiled), rolled(plain)
+        torch.testing.assert_close(rollouts.x0, expected.x0)
+        torch.testing.assert_close(pictures(compiled, rollouts), pictures(plain, expected))
+        assert relative(gradient(compiled, rollouts), gradient(plain, expected)) < 1e-4
+        graphs = counters["stats"]["unique_graphs"]
+        assert graphs > 10
+        gradient(compiled, rolled(compiled))
+        pictures(compiled, rollouts)
+        assert counters["stats"]["unique_graphs"] == graphs
+        assert not counters["graph_break"]
+
+    def test_fewer_pictures_are_decoded_by_the_same_graph(self, plain, compiled):
+        x0 = rolled(plain).x0[0, :, -1]
+        pictures(compiled, rolled(compiled))
+        counters.clear()
+        torch.testing.assert_close(compiled.decode(x0[:3]), plain.decode(x0[:3]))
+        assert not counters["stats"]
+
+    def test_the_lora_can_be_left_out_saved_and_loaded(self, plain, compiled, checkpoint, tmp_path):
+        with plain.without_adapter(), compiled.without_adapter():
+            torch.testing.assert_close(rolled(compiled).x0, rolled(plain).x0)
+        for name, model in (("plain", plain), ("compiled", compiled)):
+            model.save_adapter(tmp_path / name)
+        one, other = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("plain", "compiled"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        fresh = tiny.load(checkpoint)
+        fresh.load_adapter(tmp_path / "compiled")
+        torch.testing.assert_close(rolled(fresh).x0, rolled(plain).x0)
+
+    def test_with_gradient_checkpointing(self, checkpoint, plain):
+        options = UNetOptions(path=str(checkpoint), gradient_checkpointing=True)
+        model = load_checkpoint(options, LoadContext())
+        model.compile(backend="eager")
+        tiny.with_random_adapter(model)
+        rollouts = rolled(plain)
+        assert relative(gradient(model, rollouts), gradient(plain, rollouts)) < 1e-4
