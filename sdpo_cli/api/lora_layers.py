@@ -1,8 +1,8 @@
 """The matrices of a LoRA on a bfloat16 network: kept in float32, multiplied in bfloat16.
 
 PEFT turns every input of a float32 LoRA into float32, keeps that for the backward pass, and multiplies in float32: more
-memory and time than the layer itself takes. The sum is rounded to bfloat16 either way. float16 networks keep PEFT's way:
-their gradients would underflow in the LoRA's own products.
+memory and time than the layer itself takes. The sum is rounded to bfloat16 either way. On float16 networks PEFT's way
+stays: gradients would underflow in the LoRA's own products.
 """
 
 from typing import Any
@@ -25,7 +25,8 @@ class NarrowConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """x * W"""
-        return self._conv_forward(input, self.weight.to(input.dtype), None)
+        output: Tensor = self._conv_forward(input, self.weight.to(input.dtype), None)
+        return output
 
 
 NARROW: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: NarrowLinear, nn.Conv2d: NarrowConv2d}

@@ -1,21 +1,28 @@
 """What makes an epoch fast, by counts and by equality with the plain way: never by a clock."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdpo_cli.api import LoadContext, lora_layers
 from sdpo_cli.api.lora_layers import NarrowConv2d, NarrowLinear
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.bench import timed
+from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.trainer import Run
 from sdpo_cli.engine.update import plan_updates, replay_log_prob
+from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations
 from sdpo_cli.maths import kernel_for, with_floor
 
 
@@ -51,6 +58,71 @@ def compiled(checkpoint):
     model = tiny.load(checkpoint)
     model.compile(backend="eager")
     return tiny.with_random_adapter(model)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: a number read from a tensor, or a shape that depends on one."""
+
+    READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        indexed = function.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_)
+        by_mask = indexed and any(one is not None and one.dtype == torch.bool for one in args[1])
+        if function.overloadpacket in self.READS or by_mask:
+            self.seen.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+class Asked(tiny.Brightness):
+    """Brightness that remembers how many pictures each request had."""
+
+    def __init__(self):
+        self.requests = []
+
+    def score(self, request):
+        self.requests.append(len(request.images))
+        return super().score(request)
+
+
+class TestCounts:
+    """Of one epoch of 4 pairs and 3 steps in micro-batches of 2: two rollouts a pair, two of the steps are learnt."""
+
+    @pytest.fixture
+    def run(self, checkpoint):
+        setup, reward = tiny.setup(checkpoint), Asked()
+        setup = replace(setup, rewards=(LoadedReward("brightness", "1", 1.0, reward),))
+        setup.model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
+        weights = setup.model.trainable().values()
+        return Run(setup, RunFolder(Path()), make_optimizer(setup.recipe.train, weights)), reward.requests
+
+    def test_of_the_expensive_calls(self, run):
+        run, requests = run
+        with counted(run.setup.model) as work:
+            timed(run, 1, 2)
+        assert (work.network_calls, work.decodes) == (2 * 3 + 2 * 2, 4)
+        rollouts, shared = 2 * 4 * 3, 4
+        assert work.network_pictures == rollouts - shared + 2 * 4 * 2
+        assert (work.decoded_pictures, requests) == (2 * 4 * 2, [4, 4, 4, 4])
+
+    def test_nothing_is_counted_afterwards(self, run):
+        run, _ = run
+        with counted(run.setup.model) as work:
+            pass
+        timed(run, 1, 2)
+        assert work == Work()
+
+    def test_operations_are_those_of_the_products(self):
+        weight = torch.ones(3, 4, requires_grad=True)
+        product = torch.ones(2, 3) @ weight
+        assert operations(lambda: torch.ones(2, 3) @ weight) == 2 * 2 * 3 * 4
+        assert operations(lambda: product.sum().backward()) == 2 * 2 * 3 * 4
+
+    def test_a_rate_is_of_the_order_that_processors_have(self):
+        assert 1e8 < matrix_rate(torch.device("cpu"), torch.float32) < 1e15
 
 
 class TestNarrowLora:
