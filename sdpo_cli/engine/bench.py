@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 import sdpo_cli
@@ -30,8 +28,8 @@ from sdpo_cli.engine.rollout import Draw, Rollouts, joined_rollouts, roll_out_pa
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup
-from sdpo_cli.engine.trainer import EpochEnd, Run, draw_epoch, fresh_statistics, run_epoch
-from sdpo_cli.engine.update import Update, plan_updates, step_loss, update_policy
+from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, draw_epoch, fresh_statistics, run_epoch
+from sdpo_cli.engine.update import Lesson, Update, lesson_loss, plan_updates, update_policy
 from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations, synchronise
 from sdpo_cli.errors import UsageError
 from sdpo_cli.registry import Chosen, ResolvedRecipe
@@ -178,8 +176,7 @@ class PatientScorer(Scorer):
 class Staged:
     """What one epoch, stage by stage, has made; `work` is what the networks did before the update."""
 
-    rollouts: Rollouts
-    advantage: Float[Tensor, "R B S"]
+    lesson: Lesson
     updates: Sequence[Update]
     work: Work
 
@@ -198,11 +195,12 @@ def staged_epoch(run: Run, epoch: int, micro_batch: int, watch: Watch) -> Staged
     with watch.stage("credit"):
         advantage = assign_credit(rollouts, scored, plan, fresh_statistics(setup)).advantage
     with watch.stage("update"):
-        actions, seed = action_steps(rollouts, plan), setup.recipe.seed
-        updates = plan_updates(rollouts, actions, batch=setup.batch, seed=seed, epoch=epoch)
-        norm = setup.recipe.train.max_grad_norm
-        update_policy(setup.model, setup.objective, run.optimizer, rollouts, advantage, updates, norm, micro_batch)
-    return Staged(rollouts, advantage, updates, work)
+        actions, train = action_steps(rollouts, plan), setup.recipe.train
+        rollouts, _ = compared_with_base(setup, rollouts, actions, micro_batch)
+        updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=setup.recipe.seed, epoch=epoch)
+        lesson = Lesson(setup.objective, rollouts, advantage, train.kl, train.max_grad_norm)
+        update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
+    return Staged(lesson, updates, work)
 
 
 def draw_and_decode(
@@ -223,9 +221,10 @@ def draw_and_decode(
 
 def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
     """Operations of an epoch by stage, from those of one picture and of one pair's update."""
-    model, rollouts, work = setup.model, staged.rollouts, staged.work
-    row = torch.zeros(1, dtype=torch.long, device=model.device)
-    step = row + action_steps(rollouts, setup.objective.plan)[-1]
+    model, rollouts, work = setup.model, staged.lesson.rollouts, staged.work
+    pair, action = staged.updates[0].pairs[:1], staged.updates[0].step[:1]
+    row = pair.to(model.device)
+    step = row * 0 + action_steps(rollouts, setup.objective.plan)[-1]
     x_t, conditioning = rollouts.x_t[0, row, step], take(rollouts.draw.conditioning, row)
 
     @torch.no_grad()
@@ -233,7 +232,7 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
         model.denoise(x_t, rollouts.kernel.at(step), conditioning)
 
     def learn() -> None:
-        step_loss(model, setup.objective, rollouts, staged.advantage, row, step).loss.backward()
+        lesson_loss(model, staged.lesson, pair, action).loss.backward()
 
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
     return {

@@ -28,8 +28,10 @@ class UNetModel(DiffusersModel):
 
     def __init__(self, pipeline: object, source: str, options: UNetOptions) -> None:
         super().__init__(pipeline, source, options)
-        if self.device.type == "cpu":
-            self.vae.to(memory_format=torch.channels_last)  # a quarter less time to decode
+        if self.device.type == "cpu" or options.channels_last:
+            self.vae.to(memory_format=torch.channels_last)  # on a CPU a quarter less time to decode
+        if options.channels_last:
+            self.denoiser.to(memory_format=torch.channels_last)
         self.noise = noise_of(self.pipeline.scheduler, options)
         if {options.scheduler, options.timestep_spacing, options.prediction} != {"own"}:
             self.pipeline.scheduler = self.noise.scheduler  # a merged pipeline then draws as it was trained to
