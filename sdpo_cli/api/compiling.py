@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCKS = frozenset({"BasicTransformerBlock", "ResnetBlock2D"})
-"""What UNets and VAEs are made of; transformers name their own blocks as `_repeated_blocks`."""
+BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
+"""What UNets and VAEs are made of; classes of diffusers name the blocks that are worth it as `_repeated_blocks`."""
 GRAPHS = 128
 """Of one kind of block: widths, resolutions, batch sizes, with and without gradient, with and without the LoRA. Above
 torch's limit, 8, blocks would silently run uncompiled."""
@@ -21,7 +21,7 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     """Compile every repeated block of `network` for the shapes it will meet, at its first call; gives their number."""
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
-    names = BLOCKS | set(getattr(network, "_repeated_blocks", None) or ())
+    names = getattr(network, "_repeated_blocks", None) or BLOCKS
     blocks = [module for module in network.modules() if type(module).__name__ in names]
     for block in blocks:
         block.compile(backend=backend, dynamic=False)

@@ -235,9 +235,10 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
         lesson_loss(model, staged.lesson, pair, action).loss.backward()
 
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
+    pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)]
     return {
         "rollout": operations(predict) * work.network_pictures,
-        "decode": operations(lambda: decode(rollouts.x0[0, row, step])) * work.decoded_pictures,
+        "decode": operations(lambda: decode(pictures)) * work.decoded_pictures // len(pictures),
         "update": operations(learn) * count,
     }
 

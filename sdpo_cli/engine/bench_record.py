@@ -18,7 +18,7 @@ FREE = {
     "train": {
         *("epochs", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every", "device"),
     },
-    "model.options": {"gradient_checkpointing", "text_encoders", "vae_tiling", "channels_last"},
+    "model.options": {"gradient_checkpointing", "text_encoders", "vae_tiling"},
 }
 """What a recipe may say otherwise without asking for other work."""
 

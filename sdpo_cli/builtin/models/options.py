@@ -23,9 +23,6 @@ class UNetOptions(PipelineOptions):
     timestep_spacing: Literal["own", "trailing", "leading", "linspace"] = Field(
         default="own", description="Which timesteps the steps visit; lcm has a grid of its own."
     )
-    channels_last: bool = Field(
-        default=False, description="Convolutions in channels-last order: faster on the matrix units of a CUDA device."
-    )
     prediction: Literal["own", "epsilon", "v_prediction", "sample"] = Field(
         default="own", description="What the network predicts; `own`: what the checkpoint's scheduler says."
     )
