@@ -25,7 +25,7 @@ class NarrowMatrix(nn.Conv2d):
         return output
 
 
-class NarrowLinear(Linear):  # type: ignore[misc]
+class NarrowLinear(Linear):
     """PEFT's layer, with the LoRA added by the product that makes it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
