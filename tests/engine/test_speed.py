@@ -1,5 +1,6 @@
 """What makes an epoch fast, by counts and by equality with the plain way: never by a clock."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench import timed
 from sdpo_cli.engine.optimizer import make_optimizer
+from sdpo_cli.engine.reference import LOGGED_PAIRS
 from sdpo_cli.engine.rollout import roll_out
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.trainer import Run
@@ -78,11 +80,42 @@ class TestCounts:
 
     @pytest.fixture
     def run(self, checkpoint):
-        setup, reward = tiny.setup(checkpoint), Asked()
+        return self.started(checkpoint)
+
+    def started(self, checkpoint, **sizes):
+        setup, reward = tiny.setup(checkpoint, **sizes), Asked()
         setup = replace(setup, rewards=(LoadedReward("brightness", "1", 1.0, reward),))
         setup.model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
         weights = setup.model.trainable().values()
         return Run(setup, RunFolder(Path()), make_optimizer(setup.recipe.train, weights)), reward.requests
+
+    @pytest.mark.parametrize("pairs", [1, 2, 4, 8])
+    def test_grow_in_proportion_to_the_pairs(self, checkpoint, pairs):
+        run, _ = self.started(checkpoint, pairs=pairs, steps=2)
+        with counted(run.setup.model) as work:
+            timed(run, 1, 2)
+        logged = 2 * min(pairs, LOGGED_PAIRS) - min(pairs, LOGGED_PAIRS)  # the only action starts from shared noise
+        assert work.network_pictures - logged == pairs * (2 * 2 - 1 + 1)
+        assert work.decoded_pictures == pairs * 2
+
+    @pytest.mark.parametrize("steps", [2, 3, 4, 6])
+    def test_grow_in_proportion_to_the_steps(self, checkpoint, steps):
+        run, _ = self.started(checkpoint, pairs=2, steps=steps)
+        with counted(run.setup.model) as work:
+            timed(run, 1, 2)
+        actions = 2 * (2 * (steps - 1) - 1)
+        assert work.network_pictures == 2 * (2 * steps - 1) + 2 * actions
+        assert work.decoded_pictures <= 2 * 2 * 3
+
+    def test_an_epoch_leaves_no_tensor_behind(self, run):
+        run, _ = run
+        counts = []
+        for epoch in range(1, 5):
+            timed(run, epoch, 2)
+            if epoch > 2:
+                gc.collect()
+                counts.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+        assert counts[0] == counts[1]
 
     def test_of_the_expensive_calls(self, run):
         run, requests = run
