@@ -216,7 +216,7 @@ def draw_and_decode(
             return parts, asked
         parts.append(part)
         with watch.stage("decode"):
-            asked.append(ask_rewards(setup.model, scorer, part, plan, plan.rollouts * micro_batch))
+            asked.append(ask_rewards(setup.model, scorer, part, plan, setup.decoded_at_once(micro_batch)))
 
 
 def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:

@@ -16,7 +16,16 @@ FREE = {
     "": {"name", "seed", "eval"},
     "model": {"compile"},
     "train": {
-        *("epochs", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every", "device"),
+        *(
+            "epochs",
+            "micro_batch",
+            "decode_batch",
+            "checkpoint_every",
+            "keep_last",
+            "reward_timeout",
+            "samples_every",
+            "device",
+        ),
     },
     "model.options": {"gradient_checkpointing", "text_encoders", "vae_tiling"},
 }

@@ -33,7 +33,16 @@ from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 MAY_CHANGE = {
     "model": {"compile"},
-    "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every"},
+    "train": {
+        "epochs",
+        "device",
+        "micro_batch",
+        "decode_batch",
+        "checkpoint_every",
+        "keep_last",
+        "reward_timeout",
+        "samples_every",
+    },
     "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
     "guard": {"rollback"},
 }

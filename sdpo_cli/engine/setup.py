@@ -52,6 +52,11 @@ class Setup:
     batch: int
     micro_batch: int
 
+    def decoded_at_once(self, pairs: int) -> int:
+        """Pictures to decode at once where so many pairs are sampled at once."""
+        wanted = self.recipe.train.decode_batch
+        return self.objective.plan.rollouts * pairs if wanted == "auto" else wanted
+
     @property
     def about(self) -> dict[str, str]:
         """What a checkpoint must be continued with."""

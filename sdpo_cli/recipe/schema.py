@@ -124,6 +124,10 @@ class TrainSection(Section):
     micro_batch: Count | Literal["auto"] = Field(
         default="auto", description="Pairs in one forward and backward pass; it changes memory and speed alone."
     )
+    decode_batch: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Pictures decoded at once; `auto`: the rollouts of `micro_batch` pairs. Fewer take less memory.",
+    )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     kl: float = Field(
         default=0.0,

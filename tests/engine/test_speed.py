@@ -126,6 +126,13 @@ class TestCounts:
         assert work.network_pictures == rollouts - shared + 2 * (2 * 4 * 2 - shared)
         assert (work.decoded_pictures, requests) == (2 * 4 * 2, [4, 4, 4, 4])
 
+    def test_fewer_pictures_are_decoded_at_once_where_the_recipe_says_so(self, run):
+        run, requests = run
+        train = run.setup.recipe.train.model_copy(update={"decode_batch": 3})
+        setup = replace(run.setup, recipe=run.setup.recipe.model_copy(update={"train": train}))
+        timed(replace(run, setup=setup), 1, 2)
+        assert requests == [3, 3, 2] * 2
+
     def test_nothing_is_counted_afterwards(self, run):
         run, _ = run
         with counted(run.setup.model) as work:
