@@ -232,7 +232,7 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
         model.denoise(x_t, rollouts.kernel.at(step), conditioning)
 
     def learn() -> None:
-        lesson_loss(model, staged.lesson, pair, action).loss.backward()
+        lesson_loss(model, staged.lesson, pair, action)[0].loss.backward()
 
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
     pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)]
