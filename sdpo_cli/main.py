@@ -10,6 +10,7 @@ import typer
 
 from sdpo_cli import __version__
 from sdpo_cli.commands import plugins
+from sdpo_cli.commands.bench import bench
 from sdpo_cli.commands.compare import compare
 from sdpo_cli.commands.eval import evaluate
 from sdpo_cli.commands.export import export
@@ -34,6 +35,7 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("score")(score)
 app.command("export")(export)
+app.command("bench")(bench)
 app.command("serve-reward")(serve_reward)
 app.add_typer(plugins.app, name="plugins")
 

@@ -46,10 +46,17 @@ def load_model(family: type[M], options: PipelineOptions, context: LoadContext) 
     ArtifactError where anything cannot be loaded, UsageError where the options do not fit.
     """
     pipeline = load_pipeline(family.pipeline_class, family.component, options, context)
+    return as_model(family, pipeline, options, context)
+
+
+def as_model(family: type[M], pipeline: Any, options: PipelineOptions, context: LoadContext) -> M:
+    """A frozen pipeline as a family's base model, with its tiny VAE and compiled where that is asked for."""
     model = family(pipeline, options.path, options)
     if options.tiny_vae:
         model.tiny_vae = load_tiny_vae(options.tiny_vae, context)
         check_tiny_vae(model, options.tiny_vae)
+    if context.compile:
+        model.compile()
     return model
 
 
@@ -66,9 +73,14 @@ def load_pipeline(pipeline_class: Any, component: str, options: PipelineOptions,
         pipeline = from_single_file(pipeline_class, weights_file(options.path), folder, dtype, given)
     else:
         pipeline = from_folder(pipeline_class, folder, dtype, given)
-    pipeline.set_progress_bar_config(disable=True)
     if options.base_lora:
         merge_lora(pipeline, weights_file(options.base_lora), options.base_lora_scale)
+    return frozen(pipeline, component, options, context)
+
+
+def frozen(pipeline: Any, component: str, options: PipelineOptions, context: LoadContext) -> Any:
+    """The pipeline ready to draw on the context's device: weights frozen, memory saved as the options say."""
+    pipeline.set_progress_bar_config(disable=True)
     for network in networks(pipeline).values():
         network.requires_grad_(False).eval()
     if options.gradient_checkpointing:

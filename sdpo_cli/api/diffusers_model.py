@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdpo_cli.api.adapters import Adaptable
+from sdpo_cli.api.compiling import compile_blocks, padded
 from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import Conditioning, Sampler
 
@@ -23,12 +24,16 @@ class DiffusersModel(Adaptable):
     Attributes:
         pipeline_class: the diffusers pipeline.
         component: what the denoiser is called in it: `unet` or `transformer`.
+        compiled: whether the blocks of denoiser and decoder are compiled, each for the shapes that it has met.
+        decoded: the most pictures decoded at once since they are; fewer are filled up to as many.
     """
 
     pipeline_class: ClassVar[Any]
     component: ClassVar[str]
     latent_shape: tuple[int, int, int]
     sampler: Sampler
+    compiled: bool = False
+    decoded: int = 0
 
     def __init__(self, pipeline: Any, source: str, options: PipelineOptions) -> None:
         self.pipeline, self.source, self.options = pipeline, source, options
@@ -38,6 +43,12 @@ class DiffusersModel(Adaptable):
         self.device = torch.device(self.denoiser.device)
         self.dtype: torch.dtype = self.denoiser.dtype
         self.identity = weights_fingerprint(*networks(pipeline).values())
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile denoiser and decoder for training, where shapes repeat; an adapter may come before or after."""
+        compile_blocks(self.denoiser, backend)
+        compile_blocks(self.vae.decoder, backend)
+        self.compiled = True
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -85,7 +96,11 @@ class DiffusersModel(Adaptable):
 
     def decode_with(self, vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 h w"]:
         """Pictures by a VAE, in its own dtype."""
-        pictures = vae.decode(self.to_latents(x0, vae).to(vae.dtype)).sample
+        latents = self.to_latents(x0, vae).to(vae.dtype)
+        if self.compiled:
+            self.decoded = max(self.decoded, len(latents))
+            latents = padded(latents, self.decoded)
+        pictures = vae.decode(latents).sample[: len(x0)]
         clamped: Tensor = (pictures.float() / 2 + 0.5).clamp(0, 1)
         return clamped
 

@@ -81,7 +81,10 @@ class LoraAdapter:
     """
 
     def __init__(self, denoiser: Any, pipeline_class: Any, component: str) -> None:
+        from sdpo_cli.api.lora_layers import multiply_narrowly
+
         self.denoiser, self.pipeline_class, self.component = denoiser, pipeline_class, component
+        multiply_narrowly(denoiser, ADAPTER)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The LoRA's weights by name, float32, in a stable order."""

@@ -65,11 +65,13 @@ class LoadContext:
         device: torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: name of the torch dtype of the networks: `float32`, `bfloat16`, `float16`.
         folder: folder that relative paths in the recipe are meant from.
+        compile: whether networks are to be compiled by torch.compile; what cannot do so may ignore it.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     folder: Path = field(default_factory=Path)
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,13 @@ class BaseModelSpec(Spec["BaseModel"]):
         families: the diffusers pipeline classes it adapts (`_class_name` in `model_index.json`), for which it is
             also used, with the option `path`, when a recipe names a folder or hub id; empty when it only answers to
             its name.
+        load_random: like `load`, with the checkpoint's own architecture and random weights, and no download: for
+            `sdpo bench --random-weights`. None where the architecture is not known without a download.
     """
 
     kind: ClassVar[str] = "base model"
     families: tuple[str, ...] = ()
+    load_random: Callable[[Any, LoadContext], BaseModel] | None = None
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,17 @@ class Mergeable(Protocol):
 
 
 @runtime_checkable
+class Compilable(Protocol):
+    """A base model whose networks may be compiled, each for the number of pictures that it is given.
+
+    Attributes:
+        compiled: whether they are: `denoise` is then given as many pictures every time.
+    """
+
+    compiled: bool
+
+
+@runtime_checkable
 class Previewer(Protocol):
     """A base model that can also decode cheaply. Training rewards such pictures and logs how far off they are.
 

@@ -127,11 +127,12 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
     """Decode the queried clean estimates and hand them to the scorer, `batch` pictures at a time."""
     key_step = queried_steps(rollouts, plan)
     wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.shared_noise)
-    prompt_index = torch.arange(len(rollouts.draw), device=wanted.device)[None, :, None].expand_as(wanted)[wanted]
-    pictured, fits = rollouts.x0[wanted], batch
+    places, fits = wanted.cpu().nonzero(), batch  # the one time that the host waits for the device
+    pictured = rollouts.x0[tuple(places.to(wanted.device, non_blocking=True).unbind(-1))]
     answers = []
-    for rows in torch.arange(len(pictured), device=wanted.device).split(batch):
-        prompts = [rollouts.draw.prompts[index] for index in prompt_index[rows].tolist()]
+    for start in range(0, len(places), batch):
+        rows = slice(start, start + batch)
+        prompts = [rollouts.draw.prompts[index] for index in places[rows, 1].tolist()]
         images, fits = fitting(partial(decode, rewarded_decoder(model), pictured[rows]), fits, "picture")
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         answers.append(scorer.submit(ScoreRequest(images, texts, metadata)))

@@ -22,7 +22,7 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
 
 def normal(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "..."]:
     """Standard normal numbers [len(generators), *shape], each row drawn on the CPU from its own generator."""
-    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators]).to(device)
+    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators]).to(device, non_blocking=True)
 
 
 def shuffled(count: int, source: torch.Generator) -> list[int]:

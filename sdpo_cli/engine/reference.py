@@ -25,12 +25,12 @@ def with_reference(
     """
     reference = torch.zeros_like(rollouts.x0)
     rows = torch.arange(len(rollouts.draw) if prompts is None else prompts, device=rollouts.x0.device)
-    with model.without_adapter():
+    with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
         for some in rows.split(batch):
-            known = take(rollouts.draw.conditioning, some)
+            known, alone = take(rollouts.draw.conditioning, some), torch.zeros(len(some), dtype=torch.bool)
             for step in actions:
                 at = rollouts.kernel.at(torch.full_like(some, step))
-                shared = torch.full_like(some, step == 0 and rollouts.shared_noise, dtype=torch.bool)
+                shared = ~alone if step == 0 and rollouts.shared_noise else alone
                 reference[:, some, step] = denoise_rollouts(model, rollouts.x_t[:, some, step], at, known, shared)
     return replace(rollouts, reference_x0=reference)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdpo_cli.api import Prompt
-from sdpo_cli.api.tensors import BaseModel, Conditioning, LearningPlan
+from sdpo_cli.api.tensors import BaseModel, Compilable, Conditioning, LearningPlan
 from sdpo_cli.engine.randomness import generator, normal, shuffled
 from sdpo_cli.maths import Kernel, gaussian_log_prob, step_mean
 
@@ -99,15 +99,20 @@ def denoise_rollouts(
 ) -> Float[Tensor, "R B C H W"]:
     """Clean estimates of all rollouts in one network batch; a prompt whose states are shared [B] is computed once.
 
-    `at` holds the level of each prompt, [B].
+    A compiled network computes each state, so that its batches are equally large. `at` holds the level of each
+    prompt, [B]. `shared` is on the CPU: a device that must tell how large a batch is makes everybody wait.
     """
     rollouts, prompts = x_t.shape[:2]
-    own = torch.ones(rollouts, prompts, dtype=torch.bool, device=x_t.device)
-    own[1:] = ~shared
-    index = torch.arange(prompts, device=x_t.device).expand(rollouts, -1)[own]
-    estimate = model.denoise(x_t[own], at.at(index), take(conditioning, index))
+    own = torch.ones(rollouts, prompts, dtype=torch.bool)
+    own[1:] = ~shared | (isinstance(model, Compilable) and model.compiled)
     place = own.flatten().cumsum(0).view(rollouts, prompts) - 1
-    return estimate[torch.where(own, place, place[:1].expand_as(place))]
+    places = torch.where(own, place, place[:1].expand_as(place))
+    index, row, places = (
+        one.to(x_t.device, non_blocking=True)
+        for one in (torch.arange(prompts).expand(rollouts, -1)[own], own.flatten().nonzero()[:, 0], places)
+    )
+    estimate = model.denoise(x_t.flatten(0, 1)[row], at.at(index), take(conditioning, index))
+    return estimate[places]
 
 
 def roll_out(model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int) -> Rollouts:
@@ -120,8 +125,8 @@ def roll_out_parts(
 ) -> Iterator[Rollouts]:
     """`roll_out`, part by part: each has the next `batch` prompts of `draw`."""
     for start in range(0, len(draw), batch):
-        rows = torch.arange(start, min(start + batch, len(draw)), device=model.device)
-        numbers = [draw.first + row for row in rows.tolist()]
+        end = min(start + batch, len(draw))
+        rows, numbers = torch.arange(start, end, device=model.device), range(draw.first + start, draw.first + end)
         part = Draw(draw.prompts[start : start + batch], numbers[0], take(draw.conditioning, rows))
         trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed)
         yield Rollouts(part, kernel, *trajectories, plan.shared_noise)
@@ -145,14 +150,13 @@ def sample_trajectories(
     states, estimates, log_probs = [x], [], []
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(numbers),), step, device=model.device))
-        shared = torch.full((len(numbers),), plan.shared_noise and step == 0, device=model.device)
+        shared = torch.full((len(numbers),), plan.shared_noise and step == 0)
         x0 = denoise_rollouts(model, x, at, conditioning, shared)
         wide = at.at(torch.arange(len(numbers), device=model.device).expand(plan.rollouts, -1))
         mean = step_mean(x, x0, wide)
         noise = normal(model.latent_shape, sources, model.device).view_as(x)
         x = mean + wide.std[..., None, None, None] * noise
-        stochastic = bool(kernel.std[step] > 0)
-        log_probs.append(gaussian_log_prob(x, mean, wide.std) if stochastic else torch.zeros_like(wide.std))
+        log_probs.append(torch.where(wide.std > 0, gaussian_log_prob(x, mean, wide.std), 0.0))
         states.append(x)
         estimates.append(x0)
     return torch.stack(states, 2), torch.stack(estimates, 2), torch.stack(log_probs, 2)

@@ -32,7 +32,17 @@ from sdpo_cli.recipe import Recipe, dump_recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 MAY_CHANGE = {
-    "train": {"epochs", "device", "micro_batch", "checkpoint_every", "keep_last", "reward_timeout", "samples_every"},
+    "model": {"compile"},
+    "train": {
+        "epochs",
+        "device",
+        "micro_batch",
+        "decode_batch",
+        "checkpoint_every",
+        "keep_last",
+        "reward_timeout",
+        "samples_every",
+    },
     "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
     "guard": {"rollback"},
 }

@@ -11,6 +11,7 @@ from sdpo_cli.engine.rollout import take
 from sdpo_cli.maths import Kernel, kernel_for, step_mean
 
 
+@torch.compiler.set_stance("force_eager")
 @torch.no_grad()
 def sample_pictures(
     model: BaseModel,
@@ -23,7 +24,8 @@ def sample_pictures(
     """Pictures 0..1 on the CPU, one a seed; the conditioning has one row a seed.
 
     Each picture's noise comes from `torch.Generator().manual_seed(seed)` alone, in diffusers' order (start, then one
-    draw a step where η > 0): the same picture in any batch, and in the pipeline with that generator.
+    draw a step where η > 0): the same picture in any batch, and in the pipeline with that generator. Compiled blocks
+    run uncompiled: what they were compiled for are training's batches.
     """
     kernel = kernel_for(model.schedule(steps), sampler.transition, sampler.eta).to(model.device)
     pictures = []

@@ -53,6 +53,11 @@ class Setup:
     batch: int
     micro_batch: int
 
+    def decoded_at_once(self, pairs: int) -> int:
+        """Pictures to decode at once where so many pairs are sampled at once."""
+        wanted = self.recipe.train.decode_batch
+        return self.objective.plan.rollouts * pairs if wanted == "auto" else wanted
+
     @property
     def about(self) -> dict[str, str]:
         """What a checkpoint must be continued with."""
@@ -70,7 +75,7 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     check_optimizer(recipe.train)
     device = pick_device(recipe.train.device)
     check_dtype(device, recipe.model.dtype)
-    context = LoadContext(device=str(device), dtype=recipe.model.dtype)
+    context = LoadContext(device=str(device), dtype=recipe.model.dtype, compile=recipe.model.compile)
     check_downloads([files for chosen in resolved.all_chosen for files in chosen.needs()])
     prompts = load_prompts(resolved.prompts, context)
     eval_prompts = load_prompts(resolved.eval_prompts, context) if resolved.eval_prompts else prompts

@@ -255,7 +255,7 @@ def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tu
     plan, parts, asked = setup.objective.plan, [], []
     for part in roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, batch):
         parts.append(part)
-        pictures = asked[-1].batch if asked else plan.rollouts * batch
+        pictures = asked[-1].batch if asked else setup.decoded_at_once(batch)
         asked.append(ask_rewards(setup.model, scorer, part, plan, pictures))
     return joined_rollouts(draw, parts), asked
 

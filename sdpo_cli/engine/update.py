@@ -22,7 +22,10 @@ from sdpo_cli.maths import gaussian_kl, gaussian_log_prob, step_mean
 
 @dataclass(frozen=True)
 class Update:
-    """One optimiser step: which pairs, and which step of each, or with an axis of actions all steps of each."""
+    """One optimiser step: which pairs, and which step of each, or with an axis of actions all steps of each.
+
+    Both are on the CPU, where it is decided how large the network's batches are.
+    """
 
     pairs: Int[Tensor, " N"]
     step: Int[Tensor, " N *actions"]
@@ -48,12 +51,11 @@ def plan_updates(
 ) -> list[Update]:
     """The optimiser steps of an epoch, `batch` pairs in each, as the plan's `updates` says."""
     pairs = torch.tensor(shuffled(len(rollouts.draw), generator(seed, "batches", epoch)))
-    device = rollouts.x_t.device
-    batches = [rows.to(device) for rows in pairs.split(batch)]
+    batches = pairs.split(batch)
     if plan.updates == "shuffled":
-        order = shuffled_actions(rollouts.draw, actions, seed).to(device)
+        order = shuffled_actions(rollouts.draw, actions, seed)
         return [Update(rows, order[rows, place]) for place in range(len(actions)) for rows in batches]
-    every = torch.tensor(actions, device=device)
+    every = torch.tensor(actions)
     if plan.updates == "trajectory":
         return [Update(rows, every.expand(len(rows), -1)) for rows in batches]
     return [Update(rows.repeat_interleave(len(actions)), every.repeat(len(rows))) for rows in batches]
@@ -66,10 +68,11 @@ def shuffled_actions(draw: Draw, actions: Sequence[int], seed: int) -> Int[Tenso
 
 
 def replay(model: BaseModel, rollouts: Rollouts, pairs: Int[Tensor, " N"], step: Int[Tensor, " N"]) -> Replay:
-    """The sampled actions once more, one of each of N pairs (a pair may come several times)."""
+    """The sampled actions once more, one of each of N pairs (a pair may come several times); both from the CPU."""
+    shared = (step == 0) & rollouts.shared_noise
+    pairs, step = (one.to(rollouts.x_t.device, non_blocking=True) for one in (pairs, step))
     x_t, x_next = rollouts.x_t[:, pairs, step], rollouts.x_t[:, pairs, step + 1]
     at = rollouts.kernel.at(step)
-    shared = (step == 0) & rollouts.shared_noise
     x0 = denoise_rollouts(model, x_t, at, take(rollouts.draw.conditioning, pairs), shared)
     wide = rollouts.kernel.at(step.expand(len(x_t), -1))
     mean = step_mean(x_t, x0, wide)
@@ -88,7 +91,7 @@ def check_ratio_is_one(
 
     Returns the largest difference, in nats per element. TrainingError where it is above `tolerance`.
     """
-    rows = torch.arange(min(pairs, len(rollouts.draw)), device=rollouts.x_t.device)
+    rows = torch.arange(min(pairs, len(rollouts.draw)))
     differences = []
     for step in actions:
         replayed = replay(model, rollouts, rows, torch.full_like(rows, step)).log_prob
@@ -145,25 +148,28 @@ def attempt_update(
 ) -> dict[str, float]:
     """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when it is not finite.
 
+    The host waits for the device once, to know that.
     `micro_batch` counts actions: whole trajectories share it, one at least in each part.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums, largest = dict[str, float](), 0.0
+    sums, largest = dict[str, Tensor](), list[Tensor]()
     scale = gradient_scale(model)
     fits = max(1, micro_batch // update.step[0].numel())
-    for rows in torch.arange(len(update.pairs), device=update.pairs.device).split(fits):
+    for rows in torch.arange(len(update.pairs)).split(fits):
         result, drift = lesson_loss(model, lesson, update.pairs[rows], update.step[rows])
         share = len(rows) / len(update.pairs)
         (result.loss * share * scale).backward()
         for name, value in {"loss": result.loss, **result.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-        largest = max(largest, float(drift))
+            sums[name] = sums.get(name, 0.0) + value.detach().double() * share
+        largest.append(drift.double())
     weights = list(model.trainable().values())
     for weight in weights:
         if weight.grad is not None:
             weight.grad /= scale
-    norm = float(torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm))
-    wrong = [f"{name} is {value}" for name, value in {**sums, "grad_norm": norm}.items() if not math.isfinite(value)]
+    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm).double()
+    *values, largest_drift = torch.stack([*sums.values(), torch.stack(largest).max()]).tolist()
+    means = dict(zip(sums, values, strict=True))
+    wrong = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
     if wrong:
         raise TrainingError(
             f"{', '.join(wrong)}; no weight was changed",
@@ -171,7 +177,7 @@ def attempt_update(
             remedy="lower train.learning_rate, or use model.dtype float32",
         )
     optimizer.step()
-    return {**sums, "grad_norm": norm, "ratio_max": largest}
+    return {**means, "ratio_max": largest_drift}
 
 
 def gradient_scale(model: BaseModel) -> float:
@@ -192,6 +198,7 @@ def lesson_loss(
     rollouts, shape = lesson.rollouts, (len(lesson.advantage), *step.shape)
     each = pairs.repeat_interleave(step[0].numel())
     replayed = replay(model, rollouts, each, step.flatten())
+    each, step = (one.to(rollouts.x_t.device, non_blocking=True) for one in (each, step))
     old, reference = rollouts.log_prob[:, each, step.flatten()], replayed.log_prob_reference
     drift = (replayed.log_prob - old).detach().abs().max()
     result = lesson.objective.loss(

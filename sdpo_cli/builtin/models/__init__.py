@@ -1,6 +1,7 @@
 """Base models that are shipped: `emoji-turbo`, and any Stable Diffusion or SDXL checkpoint, the known ones by name."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,17 @@ def load_xl_checkpoint(options: UNetOptions, context: LoadContext) -> "BaseModel
     return load_model(StableDiffusionXL, options, context)
 
 
+def load_with_random_weights(row: Known, options: UNetOptions, context: LoadContext) -> "BaseModel":
+    """A known checkpoint's architecture, for measurements of speed."""
+    silence()
+    from sdpo_cli.builtin.models.architectures import architecture
+    from sdpo_cli.builtin.models.random_weights import random_model
+    from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
+    from sdpo_cli.builtin.models.stable_diffusion_xl import StableDiffusionXL
+
+    return random_model(StableDiffusionXL if row.xl else StableDiffusion, architecture(row), options, context)
+
+
 def check_guidance(options: UNetOptions) -> None:
     """UsageError where guidance is wanted of weights that were distilled to need none."""
     named = {unpinned(path) for path in (options.path, options.denoiser, options.base_lora) if path} & UNGUIDED
@@ -80,6 +92,7 @@ def known_spec(row: Known) -> BaseModelSpec:
         load=load_xl_checkpoint if row.xl else load_checkpoint,
         needs=xl_needs if row.xl else needs,
         facts=row.facts,
+        load_random=partial(load_with_random_weights, row),
     )
 
 

@@ -28,7 +28,7 @@ class UNetModel(DiffusersModel):
 
     def __init__(self, pipeline: object, source: str, options: UNetOptions) -> None:
         super().__init__(pipeline, source, options)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu":  # on an H100 it made everything a tenth slower
             self.vae.to(memory_format=torch.channels_last)  # a quarter less time to decode
         self.noise = noise_of(self.pipeline.scheduler, options)
         if {options.scheduler, options.timestep_spacing, options.prediction} != {"own"}:

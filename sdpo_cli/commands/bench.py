@@ -1,0 +1,91 @@
+"""`sdpo bench`: how fast a recipe trains on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdpo_cli.commands.completion import complete_recipe
+
+if TYPE_CHECKING:
+    from sdpo_cli.engine.bench_record import BenchResult
+
+
+def bench(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe)
+    ] = "quickstart",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: model.compile=true. May be repeated."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to measure, after a first one, in each of two ways.")] = 3,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="A known model's architecture with random weights: no download.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the result as JSON.", show_default=False)] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier result to compare with.", show_default=False)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
+) -> None:
+    """Measure how fast a recipe trains here: sdpo bench sd-turbo.yaml --random-weights
+
+    Writes nothing but what --json names. An earlier result must be of the same recipe on the same device; fields that
+    change speed alone, such as train.micro_batch and model.compile, may differ.
+    """
+    from rich.console import Console
+
+    from sdpo_cli.commands.display import show
+    from sdpo_cli.engine.bench import bench as measure
+    from sdpo_cli.engine.bench_record import as_json, check_comparable, read_result
+    from sdpo_cli.engine.files import write_text
+    from sdpo_cli.registry import load_recipe
+
+    earlier = read_result(against) if against else None
+    work = measure(load_recipe(recipe, overrides or []), epochs=epochs, random_weights=random_weights)
+    result = show(work, Console(stderr=True), quiet=quiet)
+    if json:
+        write_text(json, as_json(result))
+    if earlier and against:
+        check_comparable(result, earlier, against)
+    print_result(result, earlier)
+
+
+def print_result(result: "BenchResult", earlier: "BenchResult | None") -> None:
+    """The stages as a table, then the rates."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for column in ("seconds", "share", "GB", "of matrix rate", *(["before"] if earlier else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    total = sum(stage.mean for stage in result.stages.values())
+    for name, stage in result.stages.items():
+        used = f"{stage.utilisation:.1%}" if stage.utilisation is not None else ""
+        before = [f"{earlier.stages[name].mean:.3f}"] if earlier else []
+        table.add_row(name, spread(stage.seconds), f"{stage.mean / total:.0%}", f"{stage.peak_gb:.1f}", used, *before)
+    Console(markup=False, highlight=False).print(table)
+    for line in summary(result, earlier):
+        print(line)
+
+
+def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
+    """What a whole epoch takes, and what it ran on."""
+    pairs, images = result.pairs / result.epoch, result.images / result.epoch
+    faster = f"; {earlier.epoch / result.epoch:.2f} times as fast as before" if earlier else ""
+    syncs = "" if result.host_syncs is None else f"; the host waited {result.host_syncs} times an epoch"
+    return [
+        f"epoch: {spread(result.epochs)} s, stages overlapping; the first {result.first_epoch:.1f} s",
+        f"{pairs:.3g} pairs/s, {images:.3g} images/s{faster}",
+        f"{result.utilisation:.1%} of the matrix rate, {result.matrix_rate / 1e12:.3g} TFLOP/s",
+        f"peak {result.peak_gb:.1f} GB, micro_batch {result.micro_batch}; "
+        f"graphs compiled after the first epoch: {result.new_graphs}{syncs}",
+        f"{result.device}, torch {result.torch}, sdpo {result.sdpo}",
+    ]
+
+
+def spread(seconds: "list[float] | tuple[float, ...]") -> str:
+    """`2.31 ± 0.04`: the mean, and half the way from the shortest to the longest."""
+    half = (max(seconds) - min(seconds)) / 2
+    return f"{sum(seconds) / len(seconds):.3f} ± {half:.3f}"

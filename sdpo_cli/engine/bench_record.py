@@ -1,0 +1,151 @@
+"""What `sdpo bench` finds: printed, written as JSON, and compared with an earlier result."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sdpo_cli.engine.files import read_text
+from sdpo_cli.errors import ArtifactError, UsageError
+
+FORMAT = 1
+STAGES = ("encode", "rollout", "decode", "reward", "credit", "update")
+FREE = {
+    "": {"name", "seed", "eval"},
+    "model": {"compile"},
+    "train": {
+        *(
+            "epochs",
+            "micro_batch",
+            "decode_batch",
+            "checkpoint_every",
+            "keep_last",
+            "reward_timeout",
+            "samples_every",
+            "device",
+        ),
+    },
+    "model.options": {"gradient_checkpointing", "text_encoders", "vae_tiling"},
+}
+"""What a recipe may say otherwise without asking for other work."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, each epoch's work alone and waited for.
+
+    Attributes:
+        seconds: of every epoch.
+        peak_gb: most memory in use until its end, GB of 10^9 bytes; on CUDA the device's, and of this stage alone.
+        utilisation: share of the matrix rate that its operations reach; None where they are not counted.
+    """
+
+    seconds: Sequence[float]
+    peak_gb: float
+    utilisation: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Seconds of an epoch."""
+        return fmean(self.seconds)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A measurement.
+
+    Attributes:
+        recipe: what was run, every field.
+        random_weights: whether the weights were.
+        device, torch, sdpo: what it ran on.
+        pairs, images: of one epoch; an image is a rollout's last.
+        micro_batch: pairs in a forward pass, after what did not fit was halved.
+        first_epoch: seconds of the first epoch, compiling and all.
+        epochs: seconds of each later one, its stages overlapping as they do in training.
+        stages: by name, in an order of their own.
+        matrix_rate: operations a second that a large matrix product reached.
+        epoch_operations: what the networks did in one epoch.
+        peak_gb: most memory in use.
+        new_graphs: how many were compiled after the first epoch: 0, unless shapes change.
+        host_syncs: how often the host waited for the device in one epoch; None where it cannot be counted.
+    """
+
+    recipe: Mapping[str, Any]
+    random_weights: bool
+    device: str
+    torch: str
+    sdpo: str
+    pairs: int
+    images: int
+    micro_batch: int
+    first_epoch: float
+    epochs: Sequence[float]
+    stages: Mapping[str, Stage]
+    matrix_rate: float
+    epoch_operations: int
+    peak_gb: float
+    new_graphs: int
+    host_syncs: int | None
+    format: int = FORMAT
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch."""
+        return fmean(self.epochs)
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the matrix rate that a whole epoch reaches."""
+        return self.epoch_operations / self.epoch / self.matrix_rate
+
+
+def as_json(result: BenchResult) -> str:
+    """The result as JSON, which `read_result` reads."""
+    rates = {"pairs_per_second": result.pairs / result.epoch, "images_per_second": result.images / result.epoch}
+    return json.dumps({**asdict(result), **rates, "utilisation": result.utilisation}, indent=1) + "\n"
+
+
+def read_result(path: Path) -> BenchResult:
+    """A stored result. ArtifactError where it is none, or of another format."""
+    remedy = "name a file that `sdpo bench --json` wrote"
+    try:
+        found = json.loads(read_text(path))
+        stages = {name: Stage(**stage) for name, stage in found["stages"].items()}
+        known = {name: found[name] for name in BenchResult.__dataclass_fields__}
+        return check_result(BenchResult(**{**known, "stages": stages}), path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError("not a result of sdpo bench", place=str(path), remedy=remedy) from error
+
+
+def check_result(result: BenchResult, path: Path) -> BenchResult:
+    """The result. ArtifactError where its format is another."""
+    if result.format != FORMAT:
+        raise ArtifactError(f"format {result.format}, not {FORMAT}", place=str(path), remedy="measure it again")
+    return result
+
+
+def check_comparable(result: BenchResult, earlier: BenchResult, path: Path) -> None:
+    """UsageError, naming the first difference, where two results are not of the same work on the same device."""
+    pairs = {
+        "device": (earlier.device, result.device),
+        "--random-weights": (earlier.random_weights, result.random_weights),
+        **differences(earlier.recipe, result.recipe),
+    }
+    for what, (before, now) in pairs.items():
+        if before != now:
+            remedy = "compare results of the same recipe on the same device"
+            raise UsageError(f"measured with {what} {before}, not {now}", place=str(path), remedy=remedy)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> dict[str, tuple[Any, Any]]:
+    """The fields that two recipes say otherwise, by dotted path; those that only speed depends on are left out."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*before, *now} - FREE.get(place, set())):
+        old, new, path = before.get(name), now.get(name), f"{place}.{name}".lstrip(".")
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= differences(old, new, path)
+        elif old != new:
+            found[path] = (old, new)
+    return found

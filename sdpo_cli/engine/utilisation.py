@@ -1,0 +1,84 @@
+"""How much of the hardware is used: the matrix rate it reaches, and the operations that an epoch needs."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdpo_cli.api.tensors import BaseModel, Previewer
+
+SIDES = {"cuda": 8192}
+"""Of the square matrices whose product is timed; elsewhere `SMALL_SIDE`."""
+SMALL_SIDE = 1024
+PRODUCTS = 20
+
+
+@dataclass
+class Work:
+    """Calls and pictures of a model's two expensive methods."""
+
+    network_calls: int = 0
+    network_pictures: int = 0
+    decodes: int = 0
+    decoded_pictures: int = 0
+
+
+@contextmanager
+def counted(model: BaseModel) -> Iterator[Work]:
+    """Count what the model does while entered."""
+    work = Work()
+
+    def counting(method: Callable[..., Any], calls: str, pictures: str) -> Callable[..., Any]:
+        @wraps(method)
+        def call(given: torch.Tensor, *rest: Any) -> Any:
+            setattr(work, calls, getattr(work, calls) + 1)
+            setattr(work, pictures, getattr(work, pictures) + len(given))
+            return method(given, *rest)
+
+        return call
+
+    expensive = {"denoise": ("network_calls", "network_pictures"), "decode": ("decodes", "decoded_pictures")}
+    if isinstance(model, Previewer):
+        expensive["decode_preview"] = expensive["decode"]
+    for name, names in expensive.items():
+        setattr(model, name, counting(getattr(model, name), *names))
+    try:
+        yield work
+    finally:
+        for name in expensive:
+            delattr(model, name)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for whatever the device is still computing."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention in a call, gradients included.
+
+    Compiled blocks run uncompiled meanwhile: nothing can be counted inside them.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large product of random square matrices: what this device reaches at best."""
+    side = SIDES.get(device.type, SMALL_SIDE)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(PRODUCTS):
+        left @ right
+    synchronise(device)
+    return 2 * side**3 * PRODUCTS / (time.perf_counter() - start)

@@ -1,0 +1,246 @@
+"""What makes an epoch fast, by counts and by equality with the plain way: never by a clock."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+
+from sdpo_cli.api import LoadContext, lora_layers
+from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
+from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
+from sdpo_cli.builtin.models import load_checkpoint
+from sdpo_cli.builtin.models.options import UNetOptions
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.bench import timed
+from sdpo_cli.engine.optimizer import make_optimizer
+from sdpo_cli.engine.reference import LOGGED_PAIRS
+from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.trainer import Run
+from sdpo_cli.engine.update import plan_updates, replay
+from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations
+from sdpo_cli.maths import kernel_for, with_floor
+
+
+def gradient(model, rollouts) -> torch.Tensor:
+    """Of the summed log-probabilities of the first update."""
+    update = plan_updates(rollouts, [0, 1], LearningPlan(), batch=5, seed=0, epoch=1)[0]
+    log_prob = replay(model, rollouts, update.pairs, update.step).log_prob
+    grads = torch.autograd.grad(log_prob.sum(), list(model.trainable().values()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def rolled(model):
+    kernel = kernel_for(with_floor(model.schedule(2)), "ddim", 1.0)
+    return roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
+
+
+def pictures(model, rollouts):
+    return model.decode(rollouts.x0[:, :, -1].flatten(0, 1))
+
+
+def relative(one, other) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint):
+    return tiny.with_random_adapter(tiny.load(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def compiled(checkpoint):
+    """Captured by torch.compile and run as captured: what inductor makes of it is tested on a GPU."""
+    model = tiny.load(checkpoint)
+    model.compile(backend="eager")
+    return tiny.with_random_adapter(model)
+
+
+class Asked(tiny.Brightness):
+    """Brightness that remembers how many pictures each request had."""
+
+    def __init__(self):
+        self.requests = []
+
+    def score(self, request):
+        self.requests.append(len(request.images))
+        return super().score(request)
+
+
+class TestCounts:
+    """Of one epoch of 4 pairs and 3 steps in micro-batches of 2: two rollouts a pair, two of the steps are learnt.
+
+    For the log, two steps of all four pairs go through the base model too.
+    """
+
+    @pytest.fixture
+    def run(self, checkpoint):
+        return self.started(checkpoint)
+
+    def started(self, checkpoint, **sizes):
+        setup, reward = tiny.setup(checkpoint, **sizes), Asked()
+        setup = replace(setup, rewards=(LoadedReward("brightness", "1", 1.0, reward),))
+        setup.model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
+        weights = setup.model.trainable().values()
+        return Run(setup, RunFolder(Path()), make_optimizer(setup.recipe.train, weights)), reward.requests
+
+    @pytest.mark.parametrize("pairs", [1, 2, 4, 8])
+    def test_grow_in_proportion_to_the_pairs(self, checkpoint, pairs):
+        run, _ = self.started(checkpoint, pairs=pairs, steps=2)
+        with counted(run.setup.model) as work:
+            timed(run, 1, 2)
+        logged = 2 * min(pairs, LOGGED_PAIRS) - min(pairs, LOGGED_PAIRS)  # the only action starts from shared noise
+        assert work.network_pictures - logged == pairs * (2 * 2 - 1 + 1)
+        assert work.decoded_pictures == pairs * 2
+
+    @pytest.mark.parametrize("steps", [2, 3, 4, 6])
+    def test_grow_in_proportion_to_the_steps(self, checkpoint, steps):
+        run, _ = self.started(checkpoint, pairs=2, steps=steps)
+        with counted(run.setup.model) as work:
+            timed(run, 1, 2)
+        actions = 2 * (2 * (steps - 1) - 1)
+        assert work.network_pictures == 2 * (2 * steps - 1) + 2 * actions
+        assert work.decoded_pictures <= 2 * 2 * 3
+
+    def test_an_epoch_leaves_no_tensor_behind(self, run):
+        run, _ = run
+        counts = []
+        for epoch in range(1, 5):
+            timed(run, epoch, 2)
+            if epoch > 2:
+                gc.collect()
+                counts.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+        assert counts[0] == counts[1]
+
+    def test_of_the_expensive_calls(self, run):
+        run, requests = run
+        with counted(run.setup.model) as work:
+            timed(run, 1, 2)
+        assert (work.network_calls, work.decodes) == (2 * 3 + 2 * 2 + 2 * 2, 4)
+        rollouts, shared = 2 * 4 * 3, 4
+        assert work.network_pictures == rollouts - shared + 2 * (2 * 4 * 2 - shared)
+        assert (work.decoded_pictures, requests) == (2 * 4 * 2, [4, 4, 4, 4])
+
+    def test_fewer_pictures_are_decoded_at_once_where_the_recipe_says_so(self, run):
+        run, requests = run
+        train = run.setup.recipe.train.model_copy(update={"decode_batch": 3})
+        setup = replace(run.setup, recipe=run.setup.recipe.model_copy(update={"train": train}))
+        timed(replace(run, setup=setup), 1, 2)
+        assert requests == [3, 3, 2] * 2
+
+    def test_nothing_is_counted_afterwards(self, run):
+        run, _ = run
+        with counted(run.setup.model) as work:
+            pass
+        timed(run, 1, 2)
+        assert work == Work()
+
+    def test_operations_are_those_of_the_products(self):
+        weight = torch.ones(3, 4, requires_grad=True)
+        product = torch.ones(2, 3) @ weight
+        assert operations(lambda: torch.ones(2, 3) @ weight) == 2 * 2 * 3 * 4
+        assert operations(lambda: product.sum().backward()) == 2 * 2 * 3 * 4
+
+    def test_a_rate_is_of_the_order_that_processors_have(self):
+        assert 1e8 < matrix_rate(torch.device("cpu"), torch.float32) < 1e15
+
+
+class TestNarrowLora:
+    """A LoRA on a bfloat16 network is multiplied in bfloat16."""
+
+    def load(self, checkpoint, dtype):
+        return tiny.with_random_adapter(load_checkpoint(UNetOptions(path=str(checkpoint)), LoadContext(dtype=dtype)))
+
+    def test_no_activation_is_widened_for_it(self, checkpoint, monkeypatch):
+        model, seen, product = self.load(checkpoint, "bfloat16"), set(), lora_layers.added
+
+        def watched(*factors):
+            seen.add(tuple(one.dtype for one in factors[:-1]))
+            return product(*factors)
+
+        monkeypatch.setattr(lora_layers, "added", watched)
+        rolled(model)
+        assert seen == {(torch.bfloat16,) * 4}
+        assert {one.dtype for one in model.trainable().values()} == {torch.float32}
+
+    def test_the_product_is_the_plain_one(self):
+        base, x, down, up = (torch.randn(size) for size in ((2, 7, 5), (2, 7, 6), (3, 6), (5, 3)))
+        expected = base + 0.5 * x @ down.t() @ up.t()
+        torch.testing.assert_close(lora_layers.added(base, x, down, up, 0.5), expected)
+
+    def test_it_can_be_left_out(self, checkpoint):
+        model, plain = (
+            self.load(checkpoint, "bfloat16"),
+            load_checkpoint(UNetOptions(path=str(checkpoint)), LoadContext(dtype="bfloat16")),
+        )
+        with model.without_adapter():
+            assert torch.equal(rolled(model).x0, rolled(plain).x0)
+        assert not torch.equal(rolled(model).x0, rolled(plain).x0)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_other_number_formats_keep_the_wide_way(self, checkpoint, dtype):
+        kinds = {type(module) for module in self.load(checkpoint, dtype).denoiser.modules()}
+        assert not kinds & {NarrowLinear, NarrowMatrix}
+
+    def test_its_gradient_is_as_near_to_float32_as_the_wide_way_is(self, checkpoint, monkeypatch):
+        exact, narrow = (self.load(checkpoint, dtype) for dtype in ("float32", "bfloat16"))
+        monkeypatch.setattr(lora_layers, "is_bfloat16", lambda layer: False)
+        wide, rollouts = self.load(checkpoint, "bfloat16"), rolled(exact)
+        expected, same = gradient(exact, rollouts), replace(rollouts, draw=tiny.draw(narrow))
+        errors = [relative(gradient(model, same), expected) for model in (narrow, wide)]
+        assert errors[0] < 1.2 * errors[1]
+
+    def test_convolutions_too(self, checkpoint):
+        model = load_checkpoint(UNetOptions(path=str(checkpoint)), LoadContext(dtype="bfloat16"))
+        model.add_adapter(AdapterOptions(rank=2, alpha=2.0, targets=("conv1",)))
+        assert any(isinstance(module, NarrowMatrix) for module in model.denoiser.modules())
+        assert float(gradient(model, rolled(model)).norm()) > 0
+
+
+class TestCompiled:
+    """Blocks compiled one by one: the same numbers, and no graph is made twice."""
+
+    def test_the_same_pictures_and_gradient_and_no_new_graph_in_the_second_epoch(self, plain, compiled):
+        counters.clear()
+        rollouts, expected = rolled(compiled), rolled(plain)
+        torch.testing.assert_close(rollouts.x0, expected.x0)
+        torch.testing.assert_close(pictures(compiled, rollouts), pictures(plain, expected))
+        assert relative(gradient(compiled, rollouts), gradient(plain, expected)) < 1e-4
+        graphs = counters["stats"]["unique_graphs"]
+        assert graphs >= 8
+        gradient(compiled, rolled(compiled))
+        pictures(compiled, rollouts)
+        assert counters["stats"]["unique_graphs"] == graphs
+        assert not counters["graph_break"]
+
+    def test_fewer_pictures_are_decoded_by_the_same_graph(self, plain, compiled):
+        x0 = rolled(plain).x0[0, :, -1]
+        pictures(compiled, rolled(compiled))
+        counters.clear()
+        torch.testing.assert_close(compiled.decode(x0[:3]), plain.decode(x0[:3]))
+        assert not counters["stats"]
+
+    def test_the_lora_can_be_left_out_saved_and_loaded(self, plain, compiled, checkpoint, tmp_path):
+        with plain.without_adapter(), compiled.without_adapter():
+            torch.testing.assert_close(rolled(compiled).x0, rolled(plain).x0)
+        for name, model in (("plain", plain), ("compiled", compiled)):
+            model.save_adapter(tmp_path / name)
+        one, other = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("plain", "compiled"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        fresh = tiny.load(checkpoint)
+        fresh.load_adapter(tmp_path / "compiled")
+        torch.testing.assert_close(rolled(fresh).x0, rolled(plain).x0)
+
+    def test_with_gradient_checkpointing(self, checkpoint, plain):
+        options = UNetOptions(path=str(checkpoint), gradient_checkpointing=True)
+        model = load_checkpoint(options, LoadContext())
+        model.compile(backend="eager")
+        tiny.with_random_adapter(model)
+        rollouts = rolled(plain)
+        assert relative(gradient(model, rollouts), gradient(plain, rollouts)) < 1e-4
