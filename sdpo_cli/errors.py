@@ -79,6 +79,11 @@ def one_line(fault: str, place: str = "", remedy: str = "") -> str:
     return _HIDDEN.sub(lambda hidden: ascii(hidden[0])[1:-1], " ".join(text.split()))
 
 
+def encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: no halves of characters, as JSON's escapes and undecodable file names bring."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class where there is none."""
     text = str(error).strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sdpo_cli
-from sdpo_cli.errors import RecipeError, one_line
+from sdpo_cli.errors import RecipeError, encodable, one_line
 from sdpo_cli.recipe.faults import did_you_mean
 from sdpo_cli.recipe.paths import user_path
 from sdpo_cli.recipe.schema import Choice, Recipe, RewardChoice
@@ -90,6 +90,8 @@ def overridden(tree: Tree, overrides: Sequence[str]) -> tuple[Tree, list[str]]:
         field, equals, value = text.partition("=")
         place = f"--set {field}"
         try:
+            if not encodable(text):
+                raise RecipeError([one_line("not UTF-8", place, "write it in UTF-8")])
             if not equals or not field:
                 raise RecipeError([one_line("no field and value", place, "write --set train.epochs=4")])
             tree = expand(_put(tree, field.split("."), parse_yaml(value, place), place))

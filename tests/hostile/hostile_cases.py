@@ -77,15 +77,15 @@ def outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except SdpoError as error:
-        lines = error.faults if isinstance(error, RecipeError) else [str(error)]
-        assert lines
-        for line in lines:
-            assert line.strip()
-            assert line.isprintable() or "\ufeff" in line or not set(map(ord, line)) & {*range(32), *range(127, 160)}
-            assert len(line.splitlines()) == 1
-            assert ": " in line
-        assert type(error) is not SdpoError
-        return error
+        fault = error
+    assert type(fault) is not SdpoError
+    lines = fault.faults if isinstance(fault, RecipeError) else [str(fault)]
+    assert lines
+    for line in lines:
+        assert ": " in line
+        assert len(line.splitlines()) == 1
+        assert not set(map(ord, line)) & {*range(32), *range(127, 160), *range(0x202A, 0x202F)}
+    return fault
 
 
 def tree(folder: Path, without: Path) -> dict[str, bytes]:

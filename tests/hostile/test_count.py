@@ -21,5 +21,7 @@ def test_every_count_has_its_property() -> None:
     from pathlib import Path
 
     modules = Path(__file__).parent.glob("test_*.py")
-    used = [name for module in modules for name in re.findall(r'^@cases\(\s*"([^"]+)"', module.read_text(), re.MULTILINE)]
+    used = [
+        name for module in modules for name in re.findall(r'^@cases\(\s*"([^"]+)"', module.read_text(), re.MULTILINE)
+    ]
     assert sorted(used) == sorted(COUNTS)
