@@ -99,11 +99,12 @@ questions = st.dictionaries(
 
 @cases("questions", (questions | junk).map(as_json) | texts)
 def test_any_question_is_scored_or_refused_in_one_line(place: Path, question: str) -> None:
+    refused = None
     try:
         score_question(SERVICE, question.encode(errors="replace"))
-    except RefusedError as refused:
-        assert 400 <= refused.status < 500
-        assert len(str(refused).splitlines()) == 1
+    except RefusedError as error:
+        refused = error
+    assert refused is None or (400 <= refused.status < 500 and len(str(refused).splitlines()) == 1)
 
 
 answers = st.dictionaries(st.sampled_from(["protocol", "reward", "version", "values", "details"]), junk)
@@ -113,7 +114,9 @@ answers = st.dictionaries(st.sampled_from(["protocol", "reward", "version", "val
 def test_any_answer_is_read_or_told_in_one_line(place: Path, answer: str) -> None:
     from sdpo_cli.builtin.remote.exchange import FailedError
 
+    told = "read"
     try:
         Answer.model_validate_json(answer.encode(errors="replace"))
     except ValidationError as error:
-        assert len(str(FailedError(first_fault(error))).splitlines()) == 1
+        told = str(FailedError(first_fault(error)))
+    assert len(told.splitlines()) == 1

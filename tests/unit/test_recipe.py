@@ -22,6 +22,7 @@ from sdpo_cli.recipe import (
 )
 from sdpo_cli.recipe.shorthand import expand
 from sdpo_cli.recipe.text import format_yaml, parse_yaml
+from sdpo_cli.registry import load_recipe
 
 ETA_REMEDY = "use an eta above 0, or rollout.transition renoise"
 COMMAS = "separate its entries by commas and close it with "
@@ -510,3 +511,16 @@ def test_the_home_of_nobody_is_one_line() -> None:
     with pytest.raises(UsageError) as caught:
         read_recipe("~no-such-user/r.yaml")
     assert str(caught.value) == "~no-such-user/r.yaml: no home folder ~no-such-user; write the path out"
+
+
+def test_control_characters_are_shown_not_obeyed() -> None:
+    (fault,) = faults_of(BARE + '"\\e[2J\\u202ex": 3\n')
+    assert fault.startswith(r"x.yaml: \x1b[2J\u202ex: unknown field; ")
+
+
+def test_overrides_that_fit_nowhere_are_told_with_the_recipes_own_faults(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, BARE + "seed: -1\n"), ["train.epochs", "train.epochs=0"])
+    assert caught.value.faults[0] == "--set train.epochs: no field and value; write --set train.epochs=4"
+    assert any("seed: -1 should be at least 0" in fault for fault in caught.value.faults)
+    assert any("train.epochs: 0 should be at least 1" in fault for fault in caught.value.faults)
