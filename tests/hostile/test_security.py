@@ -32,6 +32,8 @@ def dangers(source: str) -> list[str]:
     """Everything in a module that could run code out of data."""
     found = []
     for node in ast.walk(ast.parse(source)):
+        if ast.unparse(node) == "from pickle import UnpicklingError":  # what torch's weights-only loader raises
+            continue
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             found += [name for name in names if name.partition(".")[0] in FORBIDDEN_MODULES]
@@ -56,7 +58,8 @@ def test_no_module_runs_code_out_of_data(path):
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from subprocess import run", "eval('1')", "torch.load(path)", "yaml.load(text, Loader)",
+        "import pickle", "from subprocess import run", "from pickle import loads",
+        "eval('1')", "torch.load(path)", "yaml.load(text, Loader)",
         "torch.load(path, weights_only=False)", "run(x, shell=True)", "load(x, trust_remote_code=True)",
         "os.system('x')",
     ],
@@ -158,7 +161,7 @@ def test_tokens_are_nowhere_in_a_run(place, monkeypatch, capfd):
         monkeypatch.setenv(name, token)
     (place / "few.txt").write_text("cat\n")
     (place / "small.yaml").write_text(
-        "model: emoji-turbo\nprompts: few.txt\nreward: colorfulness\nrollout: {pairs: 1, steps: 1}\n"
+        "model: emoji-turbo\nprompts: few.txt\nreward: colorfulness\nrollout: {pairs: 2, steps: 2}\n"
         "train: {epochs: 1, samples_every: 0, device: cpu}\neval: {steps: [1], images_per_prompt: 1}\n"
     )
     assert main(["train", "small.yaml"]) == 0
