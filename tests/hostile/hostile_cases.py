@@ -15,7 +15,7 @@ from sdpo_cli.errors import RecipeError, SdpoError
 COUNTS = {
     "yaml": 5000,
     "recipe bytes": 500,
-    "recipe": 3500,
+    "recipe": 2500,
     "set": 3000,
     "prompts txt": 800,
     "prompts csv": 800,
@@ -25,7 +25,7 @@ COUNTS = {
     "pictures lists": 600,
     "pictures": 500,
     "checkpoint bytes": 300,
-    "checkpoint state": 500,
+    "checkpoint state": 300,
     "lora": 300,
     "records": 700,
     "entry points": 300,
