@@ -1,6 +1,10 @@
 """The faults a user can mend. Each prints as one line, `place: fault; remedy`, and owns an exit code."""
 
+import re
 from collections.abc import Sequence
+
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey rather than show: control characters, marks of direction, halves of characters."""
 
 
 class SdpoError(Exception):
@@ -31,7 +35,7 @@ class RecipeError(SdpoError):
     exit_code = 2
 
     def __init__(self, faults: "Sequence[SdpoError | str]") -> None:
-        self.faults = [str(fault) for fault in faults]
+        self.faults = [one_line(str(fault)) for fault in faults]
         Exception.__init__(self, "\n".join(self.faults))
 
 
@@ -66,10 +70,18 @@ class StoppedError(SdpoError):
 
 
 def one_line(fault: str, place: str = "", remedy: str = "") -> str:
-    """`place: fault; remedy`, leaving out the empty parts; line breaks inside become spaces."""
+    """`place: fault; remedy`, leaving out the empty parts.
+
+    Line breaks inside become spaces; of what a terminal would obey its escape is shown, such as `\\x1b`.
+    """
     text = f"{place}: {fault}" if place else fault
     text = f"{text}; {remedy}" if remedy else text
-    return " ".join(text.split())
+    return _HIDDEN.sub(lambda hidden: ascii(hidden[0])[1:-1], " ".join(text.split()))
+
+
+def encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: no halves of characters, as JSON's escapes and undecodable file names bring."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from sdpo_cli.api import Options, Spec
-    from sdpo_cli.registry import Registry
+    from sdpo_cli.api import Options
+    from sdpo_cli.registry import Plugin, Registry
 
 app = typer.Typer(
     rich_markup_mode=None, help="List, describe and check rewards, base models, prompt sources and objectives."
@@ -61,7 +61,7 @@ def show(
         print(f"Source: {spec.source}")
         for fact, said in spec.facts.items():
             print(f"{fact[:1].upper()}{fact[1:]}: {said}")
-        for line in _downloads(spec):
+        for line in _downloads(plugin):
             print(f"Downloads: {line}")
         options = list(_options(spec.options))
         if options:
@@ -74,13 +74,15 @@ app.command("check")(check)
 app.command("new")(new)
 
 
-def _downloads(spec: Spec[Any]) -> list[str]:
+def _downloads(plugin: Plugin) -> list[str]:
     """What `load` takes from the model hub with the default options; nothing where an option has no default."""
-    if any(field.is_required() for field in spec.options.model_fields.values()):
+    from sdpo_cli.registry import load_registry
+
+    if any(field.is_required() for field in plugin.spec.options.model_fields.values()):
         return []
     return [
         f"{files.repo} at {files.revision or 'its newest revision'}: {', '.join(files.files)}"
-        for files in spec.needs(spec.options())
+        for files in load_registry().choose(plugin).needs()
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -202,20 +203,36 @@ def read_checkpoint(path: Path) -> Snapshot:
     """Read and verify one checkpoint. DamagedCheckpointError, or ArtifactError where its format is newer than ours."""
     verify(path)
     state = read_json(path / "state.json")
-    weights, optimizer, returns = (load_file(path / f"{name}.safetensors") for name in TENSORS)
-    known = state["statistics"]
-    statistics = StepStatistics(
-        known["size"],
-        known["min_count"],
-        {prompt: returns[f"{place:06d}"] for place, prompt in enumerate(known["prompts"])},
-    )
-    return Snapshot(Progress(**state["progress"]), statistics, weights, optimizer, state["about"])
+    try:
+        weights, optimizer, returns = (load_file(path / f"{name}.safetensors") for name in TENSORS)
+        return snapshot_of(state, weights, optimizer, returns)
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise DamagedCheckpointError("is none, though its checksums are right", place=str(path)) from error
+
+
+def snapshot_of(
+    state: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    returns: Mapping[str, Tensor],
+) -> Snapshot:
+    """The parts as one. Some kind of error where `state` has another shape: its checksum vouches for no author."""
+    known, progress, about = state["statistics"], Progress(**state["progress"]), dict(state["about"])
+    counts = [*asdict(progress).values(), known["size"], known["min_count"]]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("counts are whole numbers")
+    if not all(isinstance(text, str) for text in (*known["prompts"], *about.values())):
+        raise ValueError("prompts and what a checkpoint is about are texts")
+    kept = {prompt: returns[f"{place:06d}"] for place, prompt in enumerate(known["prompts"])}
+    return Snapshot(progress, StepStatistics(known["size"], known["min_count"], kept), weights, optimizer, about)
 
 
 def verify(path: Path) -> None:
     """Compare every file with the manifest. Errors as for `read_checkpoint`, at the first that differs."""
     manifest = read_json(path / "manifest.json")
-    if manifest.get("format", 0) > FORMAT:
+    if not isinstance(manifest.get("format"), int):
+        raise DamagedCheckpointError("manifest.json is damaged", place=str(path))
+    if manifest["format"] > FORMAT:
         raise ArtifactError(
             f"format {manifest['format']} is newer than {FORMAT}", place=str(path), remedy="update sdpo-cli"
         )
@@ -224,7 +241,7 @@ def verify(path: Path) -> None:
         raise DamagedCheckpointError("manifest.json is damaged", place=str(path))
     for name, expected in sums.items():
         file = path / name
-        if not file.is_file() or digest(file) != expected:
+        if file.parent != path or not file.is_file() or digest(file) != expected:
             raise DamagedCheckpointError(f"{name} is damaged or missing", place=str(path))
 
 
@@ -232,7 +249,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. DamagedCheckpointError where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path.name} is damaged or missing", place=str(path.parent)) from error
     if not isinstance(value, dict):
         raise DamagedCheckpointError(f"{path.name} is damaged", place=str(path.parent))

@@ -1,6 +1,8 @@
 """Pictures into a folder, each with what it takes to draw it again in its metadata."""
 
+import os
 import re
+import unicodedata
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,17 @@ from sdpo_cli.errors import UsageError
 COLUMNS = 8
 GRID_PICTURES = 100
 """Pictures in the grid at the most; the others are in the folder."""
+
+SLUG_LETTERS, SLUG_BYTES = 40, 120
+"""Of the prompt's part of a file name: with all around it the name stays far below the 255 bytes it may have."""
+
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters, marks and signs that show nothing: fillers and selectors of variants."""
+
+JOINERS = "\u200c\u200d\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+"""What changes how its neighbours look, tones of skin among them: left out, without ending the word."""
 
 
 @dataclass(frozen=True)
@@ -93,5 +106,32 @@ def draw_into(
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a short, harmless part of a file name: lower-case ASCII letters and digits joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "prompt"
+    """A prompt as a short, harmless part of a file name: `a-dog-on-the-moon`, `狗`, `собака`.
+
+    Lower-case letters, digits and pictographs of any script, joined by hyphens, in NFC; no dots, slashes, blanks,
+    control or invisible characters. ASCII alone where the file system takes no more.
+    """
+    name = shortened("-".join(shown_words(prompt)))
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        name = shortened("-".join(re.findall(r"[a-z0-9]+", name)))
+    return name or "prompt"
+
+
+def shown_words(prompt: str) -> list[str]:
+    """The runs of letters, marks on letters, digits and pictographs in a prompt, of those that can be seen."""
+    words = [""]
+    for letter in unicodedata.normalize("NFC", prompt.lower()):
+        kind = unicodedata.category(letter)
+        shown = kind[0] in "LN" or kind == "So" or (kind[0] == "M" and words[-1])
+        if shown and not INVISIBLE.match(letter):
+            words[-1] += letter
+        elif words[-1] and letter not in JOINERS:
+            words.append("")
+    return [word for word in words if word]
+
+
+def shortened(name: str) -> str:
+    """The name cut to SLUG_LETTERS and SLUG_BYTES."""
+    return name[:SLUG_LETTERS].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-")

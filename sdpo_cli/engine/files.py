@@ -89,6 +89,8 @@ def read_numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line, parse_constant=_refuse_constant)
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # an escape of half a character could not be written
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):

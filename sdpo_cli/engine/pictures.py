@@ -67,7 +67,7 @@ def listed_pictures(listing: Path) -> Iterator[Picture]:
     """The pictures that a JSON-lines list names, each file once."""
     for number, row in enumerate(read_json_lines(listing), start=1):
         file, prompt = row.get("file"), row.get("prompt", "")
-        if not isinstance(file, str) or not isinstance(prompt, str):
+        if not isinstance(file, str) or "\0" in file or not isinstance(prompt, str):
             remedy = 'rows are like {"file": "a.png", "prompt": "a dog"}'
             raise ArtifactError(f"row {number} names no file", place=str(listing), remedy=remedy)
         rest = {key: value for key, value in row.items() if key not in ("file", "prompt")}
@@ -97,6 +97,9 @@ def matched_prompts(pictures: Sequence[Picture], given: Sequence[Prompt], source
         raise UsageError(fault, place=str(source), remedy="give one a picture, or a CSV with columns file,prompt")
     if not named:
         return list(given)
+    unfit = [prompt.metadata["file"] for prompt in named if "\0" in str(prompt.metadata["file"])]
+    if unfit:
+        raise UsageError(f"{unfit[0]!r} is no file's name", place=str(source), remedy="correct the entry `file`")
     by_file = {(source.parent / str(prompt.metadata["file"])).resolve(): prompt for prompt in named}
     by_name = {str(prompt.metadata["file"]): prompt for prompt in named}
     matched = [by_file.get(picture.path.resolve(), by_name.get(picture.path.name)) for picture in pictures]

@@ -98,7 +98,8 @@ def row_key(row: Row) -> tuple[str, str, str]:
 def file_name(path: Path, folder: Path) -> str:
     """How a row in `folder` names a picture: relative where it lies under it, else absolute."""
     path, folder = path.resolve(), folder.resolve()
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    return name.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 could not be written
 
 
 def score_files(

@@ -11,7 +11,11 @@ from sdpo_cli.recipe.shorthand import choice_fields, reward_fields
 Dtype = Literal["float32", "bfloat16", "float16"]
 Transition = Literal["ddim", "renoise", "cps", "sde"]
 Normalise = Literal["raw", "prompt"]
-Count = Annotated[int, Field(ge=1)]
+
+MANY = 1_000_000
+"""More of anything is a mistake, or somebody's joke: it would fill the memory before it could fail."""
+
+Count = Annotated[int, Field(ge=1, le=MANY)]
 
 REWARD_TIMEOUT = 600.0
 """Seconds that a reward may take for one batch of pictures, unless a recipe says otherwise."""
@@ -28,12 +32,24 @@ def matching(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def fitting_a_folder(name: str) -> str:
+    """The name, if file systems take it with a number after it. ValueError where they do not."""
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"should be a name of at most {LONGEST_NAME} bytes in UTF-8")
+    return name
+
+
+LONGEST_NAME = 240
+"""Bytes; a folder's name has 255, and a second run of the name gets `-2` after it."""
+
+_UNFIT = r"/\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 RunName = Annotated[
     str,
     matching(
-        r"[^./\\\s\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f\u2028\u2029]{,99}",
+        rf"[^.\s{_UNFIT}][^{_UNFIT}]{{,99}}",
         "a folder's name on one line, of at most 100 letters, not beginning with a dot or space",
     ),
+    AfterValidator(fitting_a_folder),
 ]
 Device = Annotated[str, matching(r"[a-z]+(:[0-9]+)?", "auto, or a device such as cpu, cuda or cuda:1")]
 
@@ -104,7 +120,9 @@ class ModelSection(Section):
 class RolloutSection(Section):
     """How pictures are drawn to learn from."""
 
-    pairs: int = Field(default=32, ge=1, description="Prompts drawn an epoch, each with the objective's rollouts.")
+    pairs: int = Field(
+        default=32, ge=1, le=MANY, description="Prompts drawn an epoch, each with the objective's rollouts."
+    )
     steps: int = Field(default=4, ge=1, le=1000, description="Denoising steps of a rollout.")
     transition: Transition = Field(default="ddim", description="How a step goes from the clean estimate to less noise.")
     eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim, cps or sde step.")
@@ -113,7 +131,7 @@ class RolloutSection(Section):
 class TrainSection(Section):
     """How the adapter learns from the scored rollouts."""
 
-    epochs: int = Field(default=16, ge=1, description="Rounds of drawing, scoring and updating.")
+    epochs: int = Field(default=16, ge=1, le=MANY, description="Rounds of drawing, scoring and updating.")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw",
         description="`adamw`, or `adamw8bit`: its two moments take a byte each in place of four; "
@@ -139,12 +157,12 @@ class TrainSection(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the mean squared gradient.")
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW's term that keeps the division finite.")
-    checkpoint_every: int = Field(default=1, ge=1, description="Epochs between checkpoints.")
-    keep_last: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are deleted.")
+    checkpoint_every: int = Field(default=1, ge=1, le=MANY, description="Epochs between checkpoints.")
+    keep_last: int = Field(default=2, ge=1, le=MANY, description="Checkpoints kept; older ones are deleted.")
     reward_timeout: float = Field(
         default=REWARD_TIMEOUT, gt=0, description="Seconds a reward may take for one batch of pictures."
     )
-    samples_every: int = Field(default=4, ge=0, description="Epochs between picture grids; 0 means none.")
+    samples_every: int = Field(default=4, ge=0, le=MANY, description="Epochs between picture grids; 0 means none.")
     device: Device = Field(
         default="auto",
         description="torch device, such as `cpu` or `cuda:1`; `auto` takes an accelerator where there is one.",
@@ -157,11 +175,15 @@ class EvalSection(Section):
     steps: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         default=(1, 2, 4, 8), description="Step counts to draw with."
     )
-    every: int = Field(default=0, ge=0, description="Epochs between evaluations; 0 means one at the end alone.")
-    images_per_prompt: int = Field(default=2, ge=1, description="Pictures drawn for each prompt and step count.")
+    every: int = Field(
+        default=0, ge=0, le=MANY, description="Epochs between evaluations; 0 means one at the end alone."
+    )
+    images_per_prompt: int = Field(
+        default=2, ge=1, le=MANY, description="Pictures drawn for each prompt and step count."
+    )
     rewards: RewardChoices = Field(default=(), description="Scored beside the trained rewards, never trained on.")
     prompts: OneChoice | None = Field(default=None, description="Prompts to evaluate on; null means those of training.")
-    batch: int = Field(default=64, ge=1, description="Pictures drawn at once.")
+    batch: int = Field(default=64, ge=1, le=MANY, description="Pictures drawn at once.")
 
 
 class KeepBestSection(Section):

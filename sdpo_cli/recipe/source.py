@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sdpo_cli
-from sdpo_cli.errors import RecipeError, one_line
+from sdpo_cli.errors import RecipeError, encodable, one_line
 from sdpo_cli.recipe.faults import did_you_mean
 from sdpo_cli.recipe.paths import user_path
 from sdpo_cli.recipe.schema import Choice, Recipe, RewardChoice
@@ -27,12 +27,14 @@ class RawRecipe:
         place: how faults name the recipe: as the user wrote it.
         path: the file it came from.
         folder: folder that relative paths in it are meant from.
+        faults: overrides that fit nowhere and are left out, a line each: to be told with the recipe's own faults.
     """
 
     raw: Mapping[str, Any]
     place: str
     path: Path
     folder: Path
+    faults: Sequence[str] = ()
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -45,15 +47,15 @@ def shipped_recipes() -> dict[str, Path]:
 def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> RawRecipe:
     """The recipe at a path or of a shipped recipe's name, with `path.to.field=VALUE` overrides (VALUE is YAML).
 
-    RecipeError where it cannot be read or an override fits nowhere.
+    RecipeError where it cannot be read.
     """
     path, place = find_recipe(source), str(source)
     tree = parse_yaml(_text(path, place), place)
     if not isinstance(tree, dict):
         fault = "empty" if tree is None else "not a mapping of fields"
         raise RecipeError([one_line(fault, place, "a recipe starts like `model: emoji-turbo`")])
-    tree = override(expand(tree), overrides)
-    return RawRecipe({"name": path.stem, **tree}, place, path, path.parent)
+    tree, faults = overridden(expand(tree), overrides)
+    return RawRecipe({"name": path.stem, **tree}, place, path, path.parent, faults)
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -75,19 +77,27 @@ def find_recipe(source: str | Path) -> Path:
 
 def override(tree: Tree, overrides: Sequence[str]) -> Tree:
     """A long-form recipe with the overrides put in. RecipeError with every override that fits nowhere."""
+    tree, faults = overridden(tree, overrides)
+    if faults:
+        raise RecipeError(faults)
+    return tree
+
+
+def overridden(tree: Tree, overrides: Sequence[str]) -> tuple[Tree, list[str]]:
+    """A long-form recipe with those overrides put in that fit, and a line for each that does not."""
     faults: list[str] = []
     for text in overrides:
         field, equals, value = text.partition("=")
         place = f"--set {field}"
         try:
+            if not encodable(text):
+                raise RecipeError([one_line("not UTF-8", place, "write it in UTF-8")])
             if not equals or not field:
                 raise RecipeError([one_line("no field and value", place, "write --set train.epochs=4")])
             tree = expand(_put(tree, field.split("."), parse_yaml(value, place), place))
         except RecipeError as error:
             faults += error.faults
-    if faults:
-        raise RecipeError(faults)
-    return tree
+    return tree, faults
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -123,7 +133,8 @@ def _put(tree: Mapping[str, Any], keys: Sequence[str], value: Any, place: str) -
         return {**tree, key: value}
     inner = tree.get(key)
     if not isinstance(inner, Mapping | None):
-        raise RecipeError([one_line(f"{key} is a value and has no field {rest[0]}", place)])
+        fault = f"{key} is a value and has no field {rest[0]}"
+        raise RecipeError([one_line(fault, place, f"write --set {key}=VALUE")])
     return {**tree, key: _put(inner or {}, rest, value, place)}
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sdpo_cli.errors import RecipeError, one_line
+from sdpo_cli.recipe.yaml_faults import YamlFault, readable
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = (
@@ -27,25 +27,21 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem=f"alias *{event.anchor}; write the value out", problem_mark=event.start_mark
-            )
+            raise YamlFault(f"alias *{event.anchor}", "write the value out", event.start_mark)
         tag = self.peek_event().tag
         if tag is not None:
             short = tag.replace(_TAG, "!!")
-            raise yaml.MarkedYAMLError(
-                problem=f"tag {short}; write the value alone", problem_mark=self.peek_event().start_mark
-            )
+            raise YamlFault(f"tag {short}", "write the value alone", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         tree: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
-            fault = f"key {key!r} is no text; quote it" if not isinstance(key, str) else ""
-            fault = f"key {key} is written twice" if not fault and key in tree else fault
-            if fault:
-                raise yaml.MarkedYAMLError(problem=fault, problem_mark=key_node.start_mark)
+            if not isinstance(key, str):
+                raise YamlFault(f"key {key!r} is no text", "quote it", key_node.start_mark)
+            if key in tree:
+                raise YamlFault(f"key {key} is written twice", "keep one of them", key_node.start_mark)
             tree[key] = self.construct_object(value_node, deep=True)
         return tree
 
@@ -54,10 +50,15 @@ class _Loader(yaml.SafeLoader):
         try:
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
         except ValueError:
-            raise yaml.MarkedYAMLError(problem="a number too long to read", problem_mark=node.start_mark) from None
+            raise YamlFault("a number too long to read", "write it with an exponent", node.start_mark) from None
 
     def floating(self, node: yaml.ScalarNode) -> float:
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+    def text(self, node: yaml.ScalarNode) -> str:
+        if any("\ud800" <= letter <= "\udfff" for letter in node.value):  # an escape; no file could hold it
+            raise YamlFault("an escape of half a character", "write the character itself", node.start_mark)
+        return node.value
 
 
 class _Dumper(yaml.SafeDumper):
@@ -78,22 +79,15 @@ _Loader.add_constructor(_TAG + "null", yaml.SafeLoader.construct_yaml_null)
 _Loader.add_constructor(_TAG + "bool", yaml.SafeLoader.construct_yaml_bool)
 _Loader.add_constructor(_TAG + "int", _Loader.integer)
 _Loader.add_constructor(_TAG + "float", _Loader.floating)
-_Loader.add_constructor(_TAG + "str", yaml.SafeLoader.construct_yaml_str)
+_Loader.add_constructor(_TAG + "str", _Loader.text)
 _Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
 _Loader.add_constructor(_TAG + "map", _Loader.mapping)
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value of a YAML text. RecipeError, with `place` and line, where it cannot be read."""
-    try:
+    """The value of a YAML text. RecipeError, with `place`, line and column, where it cannot be read."""
+    with readable(text, place):
         return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise RecipeError([one_line(f"{line}{error.problem or error.context}", place)]) from error
-    except yaml.YAMLError as error:
-        raise RecipeError([one_line(f"not YAML: {error}", place)]) from error
-    except RecursionError as error:
-        raise RecipeError([one_line("nested too deep to read", place)]) from error
 
 
 def format_yaml(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -21,6 +21,7 @@ from sdpo_cli.api import (
     Spec,
     hookspecs,
 )
+from sdpo_cli.api.specs import Example
 from sdpo_cli.errors import one_line
 from sdpo_cli.recipe import did_you_mean
 from sdpo_cli.recipe.shorthand import RECIPE_WORDS
@@ -88,22 +89,25 @@ def _blaming(fault: str) -> Iterator[None]:
 
 def discover() -> tuple[list[Plugin], list[BrokenPlugin]]:
     """Every plug-in installed, and every entry point that had to be set aside."""
-    plugins: list[Plugin] = []
+    offers = [offer(distribution) for distribution in _distributions()]
+    return [plugin for plugins, _ in offers for plugin in plugins], [one for _, broken in offers for one in broken]
+
+
+def offer(distribution: Distribution) -> tuple[list[Plugin], list[BrokenPlugin]]:
+    """The plug-ins of one distribution, and its entry points that had to be set aside."""
+    offered: list[Spec[Any]] = []
     broken: list[BrokenPlugin] = []
-    for distribution in _distributions():
-        offered: list[Spec[Any]] = []
-        name, version = _identity(distribution)
-        for entry_point in _entry_points(distribution, name, version, broken):
-            try:
-                with _blaming("cannot be examined:"):
-                    specs = _specs(entry_point)
-                    _refuse_duplicates([*offered, *specs])
-            except _BrokenError as error:
-                broken.append(BrokenPlugin(name, version, entry_point.name, one_line(str(error))))
-                continue
-            offered += specs
-        plugins += [Plugin(spec, name, version) for spec in offered]
-    return plugins, broken
+    name, version = _identity(distribution)
+    for entry_point in _entry_points(distribution, name, version, broken):
+        try:
+            with _blaming("cannot be examined:"):
+                specs = _specs(entry_point)
+                _refuse_duplicates([*offered, *specs])
+        except _BrokenError as error:
+            broken.append(BrokenPlugin(name, version, entry_point.name, one_line(str(error))))
+            continue
+        offered += specs
+    return [Plugin(spec, name, version) for spec in offered], broken
 
 
 def _distributions() -> list[Distribution]:
@@ -187,17 +191,39 @@ def _check_spec(spec: Any, hook: str) -> None:
         raise _BrokenError(f"{spec.kind} {spec.name!r}: a name is lower-case words and digits joined by hyphens")
     for field in ("summary", "version", "source"):
         value = getattr(spec, field)
-        if not isinstance(value, str) or not value.strip() or "\n" in value:
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise _BrokenError(f"{spec.kind} {spec.name}: {field} should be one line of text, not {value!r}")
     if not inspect.isclass(spec.options) or not issubclass(spec.options, Options):
         raise _BrokenError(f"{spec.kind} {spec.name}: options should be a subclass of sdpo_cli.api.Options")
     if not callable(spec.load):
         raise _BrokenError(f"{spec.kind} {spec.name}: load should be a function of (options, context)")
+    _check_extras(spec)
     if spec.options.model_config.get("extra") != "forbid":
         raise _BrokenError(f"{spec.kind} {spec.name}: options must refuse unknown names; keep extra='forbid'")
     taken = _names(spec.options) & {*RECIPE_WORDS} if isinstance(spec, RewardSpec) else set()
     for word in sorted(taken):
         raise _BrokenError(f"reward {spec.name}: an option cannot be named {word}; recipes weigh rewards by that word")
+
+
+def _check_extras(spec: Spec[Any]) -> None:
+    """What a record may say beyond what it must: of the right kinds, or it would break those who ask for it."""
+    who = f"{spec.kind} {spec.name}"
+    if not callable(spec.needs):
+        raise _BrokenError(f"{who}: needs should be a function of the options")
+    if not isinstance(spec.facts, Mapping) or not all(map(_is_text, [*spec.facts, *spec.facts.values()])):
+        raise _BrokenError(f"{who}: facts should be texts by name, not {spec.facts!r}")
+    if isinstance(spec, BaseModelSpec) and not _all(spec.families, str):
+        raise _BrokenError(f"{who}: families should be a tuple of class names, not {spec.families!r}")
+    if isinstance(spec, RewardSpec) and not _all(spec.examples, Example):
+        raise _BrokenError(f"{who}: examples should be a list of Example, not {spec.examples!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
 
 
 def _names(options: type[Options]) -> set[str]:

@@ -1,7 +1,8 @@
 """Plug-ins by name, with clear answers where a name is unknown or has two owners, and options checked."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -28,6 +29,22 @@ S = TypeVar("S", bound=Spec[Any])
 NO_OPTIONS: Mapping[str, Any] = {}
 
 
+def place_of(plugin: Plugin) -> str:
+    """How errors name a plug-in."""
+    return f"{plugin.spec.kind} {plugin.full_name}"
+
+
+@contextmanager
+def blaming(plugin: Plugin, fault: str) -> Iterator[None]:
+    """Turns whatever a plug-in's code raises inside, faults it tells itself and Ctrl-C apart, into a PluginError."""
+    try:
+        yield
+    except SdpoError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{fault}: {said(error)}", place=place_of(plugin)) from error
+
+
 @dataclass(frozen=True)
 class Chosen(Generic[S]):
     """A plug-in found by name, with checked options, ready to load.
@@ -52,21 +69,21 @@ class Chosen(Generic[S]):
 
     def load(self, context: LoadContext) -> Any:
         """The plug-in's object, its paths meant from `folder`. PluginError where the plug-in raises."""
-        try:
+        with blaming(self.plugin, "cannot be loaded"):
             return self.spec.load(self.options, replace(context, folder=self.folder))
-        except SdpoError:
-            raise
-        except (Exception, SystemExit) as error:
-            place = f"{self.spec.kind} {self.plugin.full_name}"
-            raise PluginError(f"cannot be loaded: {said(error)}", place=place) from error
 
     def needs(self) -> Sequence[HubFiles]:
-        """What `load` takes from the model hub."""
-        return self.spec.needs(self.options)
+        """What `load` takes from the model hub. PluginError where the plug-in does not say it."""
+        with blaming(self.plugin, "does not say what it needs"):
+            needed = list(self.spec.needs(self.options))
+        if not all(isinstance(one, HubFiles) for one in needed):
+            raise PluginError("needs other than HubFiles", place=place_of(self.plugin), remedy="update the plug-in")
+        return needed
 
     def all_options(self) -> dict[str, Any]:
-        """Every option, defaults included, as a recipe says it."""
-        return self.options.model_dump(mode="json", by_alias=True)
+        """Every option, defaults included, as a recipe says it. PluginError where it cannot be said."""
+        with blaming(self.plugin, "has options that cannot be written down"):
+            return self.options.model_dump(mode="json", by_alias=True)
 
 
 @dataclass(frozen=True)
@@ -178,7 +195,8 @@ class Registry:
             for name in path_options(plugin.spec.options)
             if isinstance(options.get(name), str) and (path := existing(options[name], folder, joined(place, [name])))
         }
-        checked, faults = validate(plugin.spec.options, {**options, **found}, place)
+        with blaming(plugin, "cannot check its options"):
+            checked, faults = validate(plugin.spec.options, {**options, **found}, place)
         if checked is None:
             raise RecipeError(faults)
         return Chosen(self.plain_name(plugin), plugin, checked, folder)

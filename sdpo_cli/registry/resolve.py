@@ -50,7 +50,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> ResolvedRe
     RecipeError with every fault. No weight is loaded.
     """
     read = read_recipe(source, overrides)
-    return resolve(read.raw, read.place, read.folder)
+    return resolve(read.raw, read.place, read.folder, faults=read.faults)
 
 
 def chosen_rewards(texts: Sequence[str], place: str) -> list[Chosen[RewardSpec]]:
@@ -68,7 +68,11 @@ def chosen_rewards(texts: Sequence[str], place: str) -> list[Chosen[RewardSpec]]
 
 
 def resolve(
-    raw: Mapping[str, Any], place: str, folder: Path = Path(), registry: Registry | None = None
+    raw: Mapping[str, Any],
+    place: str,
+    folder: Path = Path(),
+    registry: Registry | None = None,
+    faults: Sequence[str] = (),
 ) -> ResolvedRecipe:
     """The recipe that `raw` says (short forms allowed). RecipeError with every fault.
 
@@ -77,17 +81,19 @@ def resolve(
         place: how faults name the recipe.
         folder: folder that its relative paths are meant from.
         registry: the plug-ins; those installed where None.
+        faults: what was found wrong before, a line each.
     """
-    recipe, faults = recipe_faults(raw, place)
+    recipe, own = recipe_faults(raw, place)
+    every = [*faults, *own]
     part, unsound = sound_part(raw)
-    found = _look_up(part, unsound, place, folder, registry or load_registry(), faults)
+    found = _look_up(part, unsound, place, folder, registry or load_registry(), every)
     rewards = [*found["reward"], *found["eval.rewards"]]
     if not unsound & {"reward", "eval", "guard", "model", "train"} and len(rewards) == len(
         [*part.reward, *part.eval.rewards]
     ):
-        faults += guard_faults(part, rewards, place)
-    if recipe is None or faults:
-        raise RecipeError(faults)
+        every += guard_faults(part, rewards, place)
+    if recipe is None or every:
+        raise RecipeError(every)
     return ResolvedRecipe(
         recipe=_written_out(recipe, found),
         place=place,

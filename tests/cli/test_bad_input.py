@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import struct
 import zlib
@@ -130,3 +131,21 @@ def test_prompts_of_every_kind_are_scored(tmp_path, monkeypatch, capsys):
     found = [json.loads(line) for line in Path("scores.jsonl").read_text().split("\n") if line]
     assert sorted(row["prompt"] for row in found) == sorted(PROMPTS * 2)
     assert all(-1 <= row["value"] <= 1 for row in found)
+
+
+def test_names_that_no_file_can_have_and_names_that_are_not_utf_8(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4), "red").save("a.png")
+    Path("list.jsonl").write_text('{"file": "a\\u0000.png"}\n')
+    Path("half.jsonl").write_text('{"file": "a.png", "prompt": "\\ud800"}\n')
+    Path("p.jsonl").write_text('{"file": "a\\u0000.png", "prompt": "x"}\n')
+    for argv, line in [
+        (["list.jsonl"], 'list.jsonl: row 1 names no file; rows are like {"file": "a.png", "prompt": "a dog"}'),
+        (["half.jsonl"], "half.jsonl:1: not a JSON object; remove or mend the line"),
+        (["a.png", "--prompts", "p.jsonl"], "p.jsonl: 'a\\x00.png' is no file's name; correct the entry `file`"),
+    ]:
+        assert main(["score", *argv, "--reward", "colorfulness", "--device", "cpu"]) in (2, 4)
+        assert capsys.readouterr().err == f"error: {line}\n"
+    Path("a.png").rename(os.fsdecode(b"b\xff.png"))
+    assert main(["score", os.fsdecode(b"b\xff.png"), "--reward", "colorfulness", "--device", "cpu"]) == 0
+    assert json.loads(Path("scores.jsonl").read_text())["file"] == "b\\udcff.png"

@@ -74,7 +74,15 @@ def test_a_recipe_draws_with_its_base_model_and_prompts_come_from_a_file(workpla
 
 
 def test_file_names_from_hostile_prompts_stay_in_the_folder(workplace):
-    prompts = ["../../etc/passwd", "\u202egnp.exe", "x" * 300, "CON"]
+    prompts = [
+        "../../etc/passwd",
+        "\u202egnp.exe",
+        "x" * 300,
+        "CON",
+        "Собака на луне",
+        "狗" * 300,
+        "🐕‍🦺👩🏽‍🚀!",
+    ]
     arguments = [part for prompt in prompts for part in ("--prompt", prompt)]
     assert main(["sample", "emoji-turbo", *arguments, "--count", "1", "--steps", "1", "--out", "out", "--quiet"]) == 0
     names = sorted(path.name for path in (workplace / "out").glob("0*.png"))
@@ -83,6 +91,9 @@ def test_file_names_from_hostile_prompts_stay_in_the_folder(workplace):
         "00001-gnp-exe-seed0.png",
         f"00002-{'x' * 40}-seed0.png",
         "00003-con-seed0.png",
+        "00004-собака-на-луне-seed0.png",
+        f"00005-{'狗' * 40}-seed0.png",
+        "00006-🐕🦺👩🚀-seed0.png",
     ]
 
 

@@ -99,6 +99,17 @@ BROKEN = {
                                       "cannot be imported: E: far up"),
     "an array for an API": ("import numpy\nSDPO_PLUGIN_API = numpy.array([1, 1])",
                             "it is made for plug-in API array([1, 1]), this program has 1; update one of them"),
+    "a summary that clears the screen": (rewards("return [" + reward(summary=r"'\x1b[2J'") + "]"),
+                                         r"reward fine: summary should be one line of text, not '\x1b[2J'"),
+    "needs that cannot be asked": (rewards("return [" + reward(needs="()") + "]"),
+                                   "reward fine: needs should be a function of the options"),
+    "facts that are none": (rewards("return [" + reward(facts="{'licence': 3}") + "]"),
+                            "reward fine: facts should be texts by name, not {'licence': 3}"),
+    "examples that are none": (rewards("return [" + reward(examples="[3]") + "]"),
+                               "reward fine: examples should be a list of Example, not [3]"),
+    "a lone family": (f"{HEAD}@hookimpl\ndef sdpo_base_models():\n"
+                      f"    return [BaseModelSpec({SPEC.format(name='m')}, families='Pipe')]",
+                      "base model m: families should be a tuple of class names, not 'Pipe'"),
     "twice the same": (rewards(f"return [{reward()}, {reward()}]"), "reward fine is offered twice by one distribution"),
 }  # fmt: skip
 
@@ -206,3 +217,33 @@ def test_a_plug_in_that_exits_while_loading_is_named(install: Install) -> None:
 def test_an_interrupt_while_plug_ins_are_looked_for_ends_the_search(install: Install) -> None:
     with pytest.raises(KeyboardInterrupt):
         install("raise KeyboardInterrupt")
+
+
+CODE = {
+    "needs that raise": ("def needs(options): raise OSError('gone')\n", {"needs": "needs"},
+                         lambda chosen: chosen.needs(), "does not say what it needs: OSError: gone"),
+    "needs that are none": ("def needs(options): return ['a/b']\n", {"needs": "needs"},
+                            lambda chosen: chosen.needs(), "needs other than HubFiles; update the plug-in"),
+    "options that cannot be written": (
+        "from typing import Any\nclass O(Options):\n    x: Any = object()\n", {"options": "O"},
+        lambda chosen: chosen.all_options(), "has options that cannot be written down: PydanticSerializationError: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "fields", "ask", "fault"), CODE.values(), ids=CODE)
+def test_what_a_plug_in_does_wrong_when_asked_is_its_fault(install: Install, source, fields, ask, fault) -> None:
+    registry = install(HEAD + source + rewards(f"return [{reward('bright', **fields)}]"))
+    with pytest.raises(PluginError) as caught:
+        ask(registry.reward("bright"))
+    assert str(caught.value).startswith(f"reward strange:bright: {fault}")
+
+
+def test_options_whose_check_raises_are_the_plug_ins_fault(install: Install) -> None:
+    source = (
+        "from pydantic import field_validator\nclass O(Options):\n    x: int = 1\n"
+        "    @field_validator('x')\n    @classmethod\n    def check(cls, x): return 1 / x\n"
+    )
+    registry = install(HEAD + source + rewards(f"return [{reward('bright', options='O')}]"))
+    with pytest.raises(PluginError) as caught:
+        registry.reward("bright", {"x": 0})
+    assert str(caught.value) == ("reward strange:bright: cannot check its options: ZeroDivisionError: division by zero")

@@ -194,6 +194,7 @@ def test_json_has_no_nan(tmp_path):
         (b'{"a": 1}\n\n[2]\n', ":3: not a JSON object; remove or mend the line"),
         (b'{"a": 1}\n{"a": ', ":2: not a JSON object; remove or mend the line"),
         (b'{"a": NaN}', ":1: not a JSON object; remove or mend the line"),
+        (b'{"a": "\\ud800"}', ":1: not a JSON object; remove or mend the line"),
         (b'{"a": [-Infinity]}', ":1: not a JSON object; remove or mend the line"),
         (b"\xff\xff", ": not UTF-8; is this the right file?"),
         (None, ": cannot be read (No such file or directory); check the path"),

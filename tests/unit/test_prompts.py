@@ -90,7 +90,8 @@ def test_a_relative_path_is_meant_from_the_recipes_folder(tmp_path):
         ("p.txt", b"a dog\n\xff\xfe\n", ":2: not UTF-8; save the file as UTF-8"),
         ("p.txt", "a dog\na\tcat\n", ":2: control character U+0009 in the prompt; remove it"),
         ("p.txt", "a\x00dog", ":1: control character U+0000 in the prompt; remove it"),
-        ("p.jsonl", '{"prompt": "\\ud800"}', ":1: control character U+D800 in the prompt; remove it"),
+        ("p.jsonl", '{"prompt": "\\ud800"}', ":1: an escape of half a character; write the character itself"),
+        ("p.jsonl", '{"prompt": "a", "b": "\\ud800"}', ":1: an escape of half a character; write the character itself"),
         ("p.jsonl", '\n["a dog"]', ':2: not a JSON object; write lines like {"prompt": "a dog"}'),
         (
             "p.jsonl",

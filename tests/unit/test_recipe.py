@@ -22,8 +22,10 @@ from sdpo_cli.recipe import (
 )
 from sdpo_cli.recipe.shorthand import expand
 from sdpo_cli.recipe.text import format_yaml, parse_yaml
+from sdpo_cli.registry import load_recipe
 
 ETA_REMEDY = "use an eta above 0, or rollout.transition renoise"
+COMMAS = "separate its entries by commas and close it with "
 BARE = "model: m\nprompts: p\nreward: r\n"
 
 
@@ -125,10 +127,10 @@ def test_later_overrides_build_on_earlier_ones_and_keys_may_hold_dots(tmp_path: 
 
 def test_overrides_that_fit_nowhere_are_reported_together(tmp_path: Path) -> None:
     path = written(tmp_path, BARE + "seed: 3")
-    assert refusal(path, "train.epochs", "seed.x=3", "train={", "=3").splitlines() == [
+    assert read_recipe(path, ["train.epochs", "seed.x=3", "train={", "=3"]).faults == [
         "--set train.epochs: no field and value; write --set train.epochs=4",
-        "--set seed.x: seed is a value and has no field x",
-        "--set train: line 1: expected the node content, but found '<stream end>'",
+        "--set seed.x: seed is a value and has no field x; write --set seed=VALUE",
+        "--set train: line 1, column 2: a value is missing; write one, or null",
         "--set : no field and value; write --set train.epochs=4",
     ]
 
@@ -178,28 +180,62 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("a: 1\nb: 2\na: 3\n", "line 3: key a is written twice"),
-        ("a:\n  b: 1\n  b: 2\n", "line 3: key b is written twice"),
-        ("a: &x [1]\nb: *x\n", "line 2: alias *x; write the value out"),
-        ("a: &x [*x]\n", "line 1: alias *x; write the value out"),
-        ("1: 2\n", "line 1: key 1 is no text; quote it"),
-        ("no: 2\n? [a]\n: 3\n", "line 2: key ['a'] is no text; quote it"),
-        ("a: !!python/name:os.system x\n", "line 1: tag !!python/name:os.system; write the value alone"),
-        ("a: 1\nb: !!bool 3\n", "line 2: tag !!bool; write the value alone"),
-        ("a: !!float no\n", "line 1: tag !!float; write the value alone"),
-        ("!!map [1]\n", "line 1: tag !!map; write the value alone"),
-        ("!!seq {a: 1}\n", "line 1: tag !!seq; write the value alone"),
-        ("a: !!null x\n", "line 1: tag !!null; write the value alone"),
-        ("!!str a: 1\n", "line 1: tag !!str; write the value alone"),
-        ("a: !mine x\n", "line 1: tag !mine; write the value alone"),
-        ("a: [1\n", "line 2: expected ',' or ']', but got '<stream end>'"),
-        ("a: 1\n\tb: 2\n", "line 2: found character '\\t' that cannot start any token"),
-        ("a: 1\n---\nb: 2\n", "line 2: but found another document"),
-        (f"a: {'9' * 5000}\n", "line 1: a number too long to read"),
-        ("a: " + "[" * 5000, "nested too deep to read"),
+        ("a: 1\nb: 2\na: 3\n", "3, column 1: key a is written twice; keep one of them"),
+        ("a:\n  b: 1\n  b: 2\n", "3, column 3: key b is written twice; keep one of them"),
+        ("a: &x [1]\nb: *x\n", "2, column 4: alias *x; write the value out"),
+        ("a: &x [*x]\n", "1, column 8: alias *x; write the value out"),
+        ("1: 2\n", "1, column 1: key 1 is no text; quote it"),
+        ("no: 2\n? [a]\n: 3\n", "2, column 3: key ['a'] is no text; quote it"),
+        ("a: !!python/name:os.system x\n", "1, column 4: tag !!python/name:os.system; write the value alone"),
+        ("a: 1\nb: !!bool 3\n", "2, column 4: tag !!bool; write the value alone"),
+        ("a: !!float no\n", "1, column 4: tag !!float; write the value alone"),
+        ("!!map [1]\n", "1, column 1: tag !!map; write the value alone"),
+        ("!!seq {a: 1}\n", "1, column 1: tag !!seq; write the value alone"),
+        ("a: !!null x\n", "1, column 4: tag !!null; write the value alone"),
+        ("!!str a: 1\n", "1, column 1: tag !!str; write the value alone"),
+        ("a: !mine x\n", "1, column 4: tag !mine; write the value alone"),
+        ("a: [1\n", "2, column 1: a list that begins with [ does not go on like this; " + COMMAS + "]"),
+        ("a: {b\n", "2, column 1: a mapping that begins with { does not go on like this; " + COMMAS + "}"),
+        ("a: 1\n\tb: 2\n", "2, column 1: a tab before a value; indent with spaces"),
+        ("a: @x\n", "1, column 4: no value can begin with this letter; put the text in quotes"),
+        ("a: 1\n---\nb: 2\n", "2, column 1: a second document begins; keep one, without lines ---"),
+        ("a: 'x", "1, column 6: a quoted text has no end; close its quotes"),
+        ("a: 'x\n---\n'", "2, column 1: a quoted text has no end; close its quotes"),
+        ("a: b: c", "1, column 5: no field can begin here; indent it like its neighbours, or quote the text"),
+        ("a: - b", "1, column 4: no list can begin here; begin it on a line of its own, or write [a, b]"),
+        ("a: 1\nbc\nd: 2", "3, column 1: a field without a colon; write `field: value`"),
+        ("a: ? b", "1, column 4: no field can begin here; put the text in quotes"),
+        (
+            "- a\nb: 1",
+            "2, column 1: this does not fit what is above it; indent neighbours alike, close quotes and brackets",
+        ),
+        (
+            'a: "\\q"',
+            "1, column 6: an unknown escape in a quoted text; write \\\\ for a backslash, or use single quotes",
+        ),
+        ("a: ]", "1, column 4: a value is missing; write one, or null"),
+        ("a: *", "1, column 5: no name follows & or *; put a text that begins with them in quotes"),
+        ("a: |x\n b", "1, column 5: an unknown mark after | or >; begin the text on the next line"),
+        ("&a &b c", "1, column 4: this belongs to no field; write lines `field: value` alone"),
+        ('a: "\\ud800"', "1, column 4: an escape of half a character; write the character itself"),
+        (f"a: {'9' * 5000}\n", "1, column 4: a number too long to read; write it with an exponent"),
+        ("a: b\nc: d\x07", "2, column 5: control character U+0007; remove it"),
     ],
 )
-def test_unreadable_yaml_is_one_line_with_its_line_number(text: str, fault: str) -> None:
+def test_unreadable_yaml_is_one_line_with_its_place_and_remedy(text: str, fault: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_yaml(text, "x.yaml")
+    assert str(caught.value) == f"x.yaml: line {fault}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: " + "[" * 5000, "nested too deep to read; a recipe needs a few levels"),
+        ('a: "\\U0011FFFF"', "an escape of no character; write the character itself"),
+    ],
+)
+def test_yaml_of_which_no_line_can_be_told(text: str, fault: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_yaml(text, "x.yaml")
     assert str(caught.value) == f"x.yaml: {fault}"
@@ -236,8 +272,7 @@ def test_what_is_written_reads_back_the_same(value: Any) -> None:
         (b"a" * 1_000_001, "x.yaml: larger than 1 MB; a recipe is a short YAML text"),
         (
             b"PK\x03\x04\x00\x00",
-            "x.yaml: not YAML: unacceptable character #x0003: special characters are not allowed in "
-            '"<unicode string>", position 2',
+            "x.yaml: line 1, column 3: control character U+0003; remove it",
         ),
     ],
 )
@@ -361,10 +396,18 @@ def test_every_fault_is_told_at_once_each_with_its_place() -> None:
             ],
         ),
         (
-            "train: {micro_batch: 7}\nrollout: {pairs: 1000000000000}",
+            "train: {micro_batch: 7}\nrollout: {pairs: 1000000}",
             [
-                "train.micro_batch: 7 does not divide rollout.pairs 1000000000000; use 50000000000, 62500000000, "
-                "100000000000, 125000000000, 200000000000, 250000000000, 500000000000 or 1000000000000"
+                "train.micro_batch: 7 does not divide rollout.pairs 1000000; use 50000, 62500, "
+                "100000, 125000, 200000, 250000, 500000 or 1000000"
+            ],
+        ),
+        (
+            "rollout: {pairs: 1000000000000}\neval: {batch: 1000001, steps: [1000001]}",
+            [
+                "rollout.pairs: 1000000000000 should be at most 1000000",
+                "eval.steps.0: 1000001 should be at most 1000000",
+                "eval.batch: 1000001 should be at most 1000000",
             ],
         ),
         ("objective:", ["objective: null should be NAME or {NAME: {option: value}}"]),
@@ -442,7 +485,9 @@ def test_every_field_is_documented_in_one_sentence() -> None:
     assert [name for name, field in fields.items() if not (field.description or "").endswith(".")] == []
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\x07", "\x1b[2J", "a\u2028b", "a\x85", "x" * 101, ".a", "a/b", ""])
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\x07", "\x1b[2J", "a\u2028b", "a\x85", "a\u202eb", "\u2067a", "x" * 101, ".a", "a/b", ""]
+)
 def test_names_that_no_folder_should_have(name: str) -> None:
     recipe, (fault,) = recipe_faults({"model": "m", "prompts": "p", "reward": "r", "name": name}, "x.yaml")
     assert recipe is None
@@ -452,11 +497,30 @@ def test_names_that_no_folder_should_have(name: str) -> None:
 
 
 def test_a_name_may_be_in_any_script_and_100_letters_long(tmp_path: Path) -> None:
-    assert read(tmp_path, BARE + f"name: {'犬' * 99} \n").name == "犬" * 99
+    assert read(tmp_path, BARE + f"name: {'犬' * 80} \n").name == "犬" * 80
     assert read(tmp_path, BARE + f"name: {'x' * 100}\n").name == "x" * 100
+
+
+def test_a_name_that_no_file_system_takes_is_refused() -> None:
+    assert faults_of(BARE + f"name: {'犬' * 81}\n") == [
+        f"x.yaml: name: '{'犬' * 36}... should be a name of at most 240 bytes in UTF-8"
+    ]
 
 
 def test_the_home_of_nobody_is_one_line() -> None:
     with pytest.raises(UsageError) as caught:
         read_recipe("~no-such-user/r.yaml")
     assert str(caught.value) == "~no-such-user/r.yaml: no home folder ~no-such-user; write the path out"
+
+
+def test_control_characters_are_shown_not_obeyed() -> None:
+    (fault,) = faults_of(BARE + '"\\e[2J\\u202ex": 3\n')
+    assert fault.startswith(r"x.yaml: \x1b[2J\u202ex: unknown field; ")
+
+
+def test_overrides_that_fit_nowhere_are_told_with_the_recipes_own_faults(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, BARE + "seed: -1\n"), ["train.epochs", "train.epochs=0"])
+    assert caught.value.faults[0] == "--set train.epochs: no field and value; write --set train.epochs=4"
+    assert any("seed: -1 should be at least 0" in fault for fault in caught.value.faults)
+    assert any("train.epochs: 0 should be at least 1" in fault for fault in caught.value.faults)

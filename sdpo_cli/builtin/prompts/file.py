@@ -67,6 +67,10 @@ def json_rows(path: Path, text: str) -> Iterator[Row]:
     for number, line, _ in text_rows(path, text):
         try:
             entry = json.loads(line)
+            if "\\u" in line:
+                json.dumps(entry, ensure_ascii=False).encode()  # an escape of half a character could not be written
+        except UnicodeEncodeError:
+            raise fault(path, number, "an escape of half a character", "write the character itself") from None
         except (ValueError, RecursionError) as error:
             raise fault(path, number, f"not JSON ({error})", "write one JSON object a line") from None
         if not isinstance(entry, dict):
