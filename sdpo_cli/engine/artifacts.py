@@ -1,6 +1,8 @@
 """A run's folder: what is in it, and which one is the latest."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sdpo_cli.engine.files import write_json_lines, write_text, writing
+from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.locking import LOCK
-from sdpo_cli.errors import UsageError
+from sdpo_cli.errors import ArtifactError, UsageError
 
 RUNS, LATEST = Path("runs"), "latest"
 LIBRARIES = ("sdpo-cli", "torch", "diffusers", "transformers", "peft")
@@ -66,6 +68,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.path / "tensorboard"
+
+    @property
+    def faults(self) -> Path:
+        """Batches that could not be learnt from."""
+        return self.path / "faults"
 
     @property
     def evaluation(self) -> Path:
@@ -164,16 +171,39 @@ def latest_run() -> Path | None:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one JSON line."""
+    """Add one JSON line and push it to the disk: a checkpoint written later must not be there without it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def forget_after(path: Path, epoch: int) -> None:
-    """Drop the lines of epochs after `epoch`, which a resumed run will write again, and a torn last line."""
-    if path.exists():
-        whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
-        rows = [json.loads(line) for line in whole]
-        write_json_lines(path, [row for row in rows if row["epoch"] <= epoch])
+    """Drop the lines of epochs after `epoch`, which a resumed run will write again, and a torn last line.
+
+    ArtifactError where another line is no record of an epoch.
+    """
+    if not path.exists():
+        return
+    with writing(path):
+        whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
+    kept = [line for number, line in enumerate(whole, start=1) if epoch_of(line, f"{path}:{number}") <= epoch]
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+def epoch_of(line: bytes, place: str) -> int:
+    """The epoch that a line is the record of. ArtifactError where it is of none."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ArtifactError("not the record of an epoch", place=place, remedy="remove or mend the line") from None
+
+
+def sweep(folder: RunFolder) -> None:
+    """Remove what writes that were killed have left; nobody else may be writing in the folder."""
+    for path in folder.path.rglob(".*"):
+        if path.name.endswith(".tmp") or "partial" in path.name:
+            with writing(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

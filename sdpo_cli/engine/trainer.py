@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from sdpo_cli.api.tensors import Conditioning
-from sdpo_cli.engine.artifacts import RunFolder, append_line, forget_after
+from sdpo_cli.engine.artifacts import RunFolder, append_line, forget_after, sweep
 from sdpo_cli.engine.checkpoint import (
     Progress,
     Snapshot,
@@ -118,6 +118,7 @@ def go_back(run: Run, snapshot: Snapshot) -> None:
     """Make model, optimiser and the run's files those of the snapshot. ArtifactError where it does not fit."""
     check_continues(snapshot, run.setup.about)
     restore_snapshot(snapshot, run.setup.model, run.optimizer)
+    sweep(run.folder)
     for path in (run.folder.metrics, run.folder.timings):
         forget_after(path, snapshot.progress.epoch)
     forget_evaluations(run.folder, snapshot.progress.epoch)

@@ -3,10 +3,18 @@
 import pytest
 import torch
 
-from sdpo_cli.engine.artifacts import RunFolder, claim_run_folder, forget_after, latest_run, mark_latest, write_recipe
+from sdpo_cli.engine.artifacts import (
+    RunFolder,
+    claim_run_folder,
+    forget_after,
+    latest_run,
+    mark_latest,
+    sweep,
+    write_recipe,
+)
 from sdpo_cli.engine.board import Board
 from sdpo_cli.engine.memory import fitting
-from sdpo_cli.errors import TrainingError, UsageError
+from sdpo_cli.errors import ArtifactError, TrainingError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +64,24 @@ def test_lines_after_an_epoch_and_a_torn_last_line_are_forgotten(tmp_path):
     path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n{"epo')
     forget_after(path, 2)
     assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", '{"epoch": "x"}', "\0\0"])
+def test_a_damaged_line_between_whole_ones_is_said_with_its_number(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
+    with pytest.raises(ArtifactError) as fault:
+        forget_after(path, 3)
+    assert str(fault.value) == f"{path}:2: not the record of an epoch; remove or mend the line"
+
+
+def test_what_killed_writes_have_left_is_swept_away(tmp_path):
+    run = claim_run_folder(tmp_path / "run", "run")
+    (run.checkpoints / ".partial-epoch-00002").mkdir(parents=True)
+    for name in ("metrics.jsonl", ".metrics.jsonl.17.tmp", ".lock"):
+        (run.path / name).write_text("")
+    sweep(run)
+    assert sorted(path.name for path in run.path.rglob("*")) == [".lock", "checkpoints", "metrics.jsonl"]
 
 
 def test_tensorboard_events_hold_every_epoch_once(tmp_path):
