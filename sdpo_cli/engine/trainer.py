@@ -32,6 +32,7 @@ from sdpo_cli.engine.credit import (
     key_rewards,
 )
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
+from sdpo_cli.engine.faults import with_batch
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.guarding import forget_evaluations, heeded, kept_epoch, put_kept_on, watch
 from sdpo_cli.engine.memory import fitting
@@ -43,7 +44,7 @@ from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinc
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
 from sdpo_cli.engine.signals import held
-from sdpo_cli.engine.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
+from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
 
@@ -228,11 +229,21 @@ def run_epoch(
         rollouts, divergence = compared_with_base(setup, rollouts, actions, micro_batch)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
-        learnt, micro_batch = update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
+        learnt, micro_batch = learn(run, epoch, lesson, updates, micro_batch)
     progress = advanced(snapshot.progress, rollouts, scored, updates)
     metrics = epoch_metrics(progress, rollouts, scored, credited, plan, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
+
+
+def learn(
+    run: Run, epoch: int, lesson: Lesson, updates: Sequence[Update], micro_batch: int
+) -> tuple[Mapping[str, float], int]:
+    """`update_policy`; the batch of an update that is not finite is kept, and the error says where."""
+    try:
+        return update_policy(run.setup.model, run.optimizer, lesson, updates, micro_batch)
+    except NonFiniteError as fault:
+        raise with_batch(run.folder.faults, epoch, lesson, fault) from fault
 
 
 def compared_with_base(

@@ -46,6 +46,15 @@ class Replay:
     kl: Float[Tensor, "R N"] | None
 
 
+class NonFiniteError(TrainingError):
+    """An update's loss, gradient or metric is not finite; no weight was changed."""
+
+    def __init__(self, fault: str, update: Update) -> None:
+        self.update = update
+        place = f"update of steps {update.step.unique().tolist()}"
+        super().__init__(fault, place=place, remedy="lower train.learning_rate, or use model.dtype float32")
+
+
 def plan_updates(
     rollouts: Rollouts, actions: Sequence[int], plan: LearningPlan, *, batch: int, seed: int, epoch: int
 ) -> list[Update]:
@@ -171,11 +180,7 @@ def attempt_update(
     means = dict(zip(sums, values, strict=True))
     wrong = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
     if wrong:
-        raise TrainingError(
-            f"{', '.join(wrong)}; no weight was changed",
-            place=f"update of steps {update.step.unique().tolist()}",
-            remedy="lower train.learning_rate, or use model.dtype float32",
-        )
+        raise NonFiniteError(f"{', '.join(wrong)}; no weight was changed", update)
     optimizer.step()
     return {**means, "ratio_max": largest_drift}
 
