@@ -14,7 +14,7 @@ from sdpo_cli.engine.checkpoint import verify
 from sdpo_cli.engine.locking import LOCK
 
 KILLS, INSIDE = 25, 10
-EPOCHS = 5
+EPOCHS = 3
 RECIPE = """\
 model: %s
 prompts: few.txt
@@ -72,9 +72,9 @@ def kill_once(forge, run: Path, dice: random.Random, seconds: float, *, inside: 
     argv = ["train", *argv, "--out", str(run), "--set", f"train.keep_last={dice.choice((1, 2))}"]
     partial = run / "checkpoints" / ".partial-"
     if inside:
-        ended, _, said = forge.run(*argv, under=partial, die_at=dice.randrange(2, 20))
+        ended, _, said = forge.run(*argv, under=partial, die_at=dice.randrange(2, 14))
     else:
-        ended, _, said = forge.run(*argv, under=run, die_after=dice.uniform(0, seconds / 2))
+        ended, _, said = forge.run(*argv, under=run, die_after=dice.uniform(0, seconds / 3))
     assert ended in (0, -signal.SIGKILL), said
     return ended != 0, bool(list(partial.parent.glob(".partial-*")))
 
