@@ -4,7 +4,7 @@ draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit 
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
