@@ -123,6 +123,13 @@ def claim_run_folder(out: Path | None, name: str) -> RunFolder:
                 return RunFolder(path)
 
 
+def check_there(folder: RunFolder) -> None:
+    """ArtifactError where a run's folder has gone: what is written then would lie beneath where its disk was."""
+    if not folder.path.is_dir():
+        remedy = "bring its disk back, and continue with --resume"
+        raise ArtifactError("the run's folder has vanished", place=str(folder.path), remedy=remedy)
+
+
 def write_recipe(folder: RunFolder, recipe: str) -> None:
     """Write the recipe with the versions used as comments, and mark the run as the latest."""
     header = f"# Written by sdpo on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC with {', '.join(library_versions())}.\n"

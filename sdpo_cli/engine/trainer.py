@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from sdpo_cli.api.tensors import Conditioning
-from sdpo_cli.engine.artifacts import RunFolder, append_line, forget_after, sweep
+from sdpo_cli.engine.artifacts import RunFolder, append_line, check_there, forget_after, sweep
 from sdpo_cli.engine.checkpoint import (
     Progress,
     Snapshot,
@@ -130,6 +130,8 @@ def go_back(run: Run, snapshot: Snapshot) -> None:
 def start_run(setup: Setup, folder: RunFolder, *, resume: bool) -> Run:
     """The adapter to be trained and its optimiser."""
     recipe = setup.recipe
+    with writing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
     options = adapter_options(recipe.model, recipe.seed)
     if resume and options.start and folder.adapter.is_dir():
         options = replace(options, start=folder.adapter)  # of the same shape, and not gone like the other may be
@@ -153,6 +155,7 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 break
             snapshot = heeded(run.folder, run.setup, run.optimizer, snapshot, judged)
             end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
+            check_there(run.folder)
             with held():
                 about = run.setup.about
                 snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
@@ -186,6 +189,7 @@ def keep(run: Run, snapshot: Snapshot) -> None:
 
 def save(run: Run, snapshot: Snapshot) -> None:
     """Write the checkpoint and refresh the adapter; a signal waits."""
+    check_there(run.folder)
     recipe = run.setup.recipe
     kept = kept_epoch(run.folder, recipe, snapshot.progress.epoch)
     with held():
