@@ -26,8 +26,8 @@ from sdpo_cli.engine.comparison import (
 from sdpo_cli.engine.comparison_figure import draw_comparison
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.events import Event, FileWritten, Note
-from sdpo_cli.engine.files import read_json_lines, write_bytes, write_text
-from sdpo_cli.engine.locking import locked
+from sdpo_cli.engine.files import read_json_lines, write_bytes, write_text, writing
+from sdpo_cli.engine.locking import InUseError, locked
 from sdpo_cli.errors import UsageError
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
@@ -150,17 +150,16 @@ def paid_epochs(resolved: ResolvedRecipe, images: int | None, budget: Budget, po
 def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compared]:
     """Make the runs that are missing, and show what all of them reached."""
     for number, trial in enumerate(trials, start=1):
-        with_lock = out / "locks" / trial.folder.name
-        with_lock.mkdir(parents=True, exist_ok=True)
+        lock, which = out / "locks" / trial.folder.name, f"run {number} of {len(trials)}: {trial.folder.name}"
+        with writing(lock):
+            lock.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(with_lock):
+            with locked(lock):
                 if not finished(trial):
-                    yield Note(f"run {number} of {len(trials)}: {trial.folder.name}")
+                    yield Note(which)
                     yield from make_run(trial)
-        except UsageError as error:
-            if "is in use" not in str(error):
-                raise
-            yield Note(f"run {number} of {len(trials)}: {trial.folder.name} is being made by another process")
+        except InUseError:
+            yield Note(f"{which} is being made by another process")
     done = [trial for trial in trials if finished(trial)]
     if not done:
         raise UsageError("no run is finished yet", place=str(out), remedy="give the command again later")

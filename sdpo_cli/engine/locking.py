@@ -26,12 +26,16 @@ TRIES, PAUSE = 5, 0.05
 """Attempts and the seconds between them: somebody who only looks holds the lock for a moment."""
 
 
+class InUseError(UsageError):
+    """Another process is in the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """While entered, no other process enters it for the same folder, which must exist; reading it needs no lock.
 
     Raises:
-        UsageError: another process is in it; the line names it.
+        InUseError: another process is in it; the line names it.
         ArtifactError: the folder cannot be written to.
     """
     with writing(folder / LOCK):
@@ -57,7 +61,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def take_lock(folder: Path) -> int:
-    """The open file that holds the lock of `folder`. UsageError where another process has it."""
+    """The open file that holds the lock of `folder`. InUseError where another process has it."""
     path = folder / LOCK
     for attempt in range(TRIES):
         if attempt:
@@ -73,7 +77,7 @@ def take_lock(folder: Path) -> int:
             raise
         os.close(handle)
     remedy = "wait until it ends, or stop it"
-    raise UsageError(f"is in use by {holder(path)}", place=str(folder), remedy=remedy)
+    raise InUseError(f"is in use by {holder(path)}", place=str(folder), remedy=remedy)
 
 
 def acquire(handle: int) -> bool:
