@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--small", action="store_true")
     told = parser.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
     methods = ["sdpo", "ddpo", "prdp", "d3po", "grpo"] if told.small else list(METHODS)
     rewards, search, budget, seeds = (["style"], 0, 256, 1) if told.small else (list(REWARDS), 512, 1024, 3)
     for place, reward in enumerate(rewards):

@@ -39,8 +39,9 @@ def compare(
 ) -> None:
     """Train a recipe under several objectives and seeds until each has spent a budget: sdpo compare quickstart
 
-    Writes figures, a table and the runs. Given again it goes on where it was; given in several terminals at once, they
-    share the work.
+    An objective other than the recipe's begins with its own defaults and the recipe's learning rate; give each its own:
+    --set ddpo:train.learning_rate=3e-3. Writes figures, a table and the runs. Given again it goes on where it was;
+    given in several terminals at once, they share the work.
     """
     from rich.console import Console
 

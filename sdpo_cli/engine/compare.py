@@ -4,6 +4,7 @@ Every run is an ordinary one in a folder of its own. A run that is there already
 interrupted goes on, and processes that are given the same comparison share its runs between them.
 """
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -26,13 +27,18 @@ from sdpo_cli.engine.comparison import (
 from sdpo_cli.engine.comparison_figure import draw_comparison
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.events import Event, FileWritten, Note
-from sdpo_cli.engine.files import read_json_lines, write_bytes, write_text, writing
+from sdpo_cli.engine.files import write_bytes, write_text, writing
+from sdpo_cli.engine.guarding import evaluation_path
 from sdpo_cli.engine.locking import InUseError, locked
-from sdpo_cli.errors import UsageError
+from sdpo_cli.errors import RecipeError, TrainingError, UsageError, one_line
+from sdpo_cli.recipe import Recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 OVERRIDES = ("train.samples_every=0", "guard={}")
 """What every run of a comparison is told before the user's own settings."""
+
+OWN_FIELDS = ("name", "train.epochs", "eval.every", "guard")
+"""What a comparison decides itself; the seed too, of which all parts may be told the first."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison found; `missing` counts the runs that other processes are still making."""
+    """What a comparison found; `missing` counts the runs that others are still making, or that cannot be trained."""
 
     cells: list[Cell]
     curves: list[Curve]
@@ -73,7 +79,7 @@ class Compared:
 def parse_budget(text: str) -> Budget:
     """`images=2000` or `queries=2000`. UsageError where it is neither."""
     unit, _, amount = text.partition("=")
-    if unit not in ("images", "queries") or not (amount.isascii() and amount.isdigit() and int(amount)):
+    if unit not in ("images", "queries") or not re.fullmatch("[1-9][0-9]{0,8}", amount):
         raise UsageError(f"{text!r} is no budget", place="--budget", remedy="write images=2000 or queries=2000")
     return Budget(unit, int(amount))
 
@@ -98,6 +104,10 @@ def parse_arms(text: str, overrides: Sequence[str]) -> tuple[list[Arm], list[str
         if name not in found:
             remedy = f"there are {', '.join(arm.name for arm in arms)}"
             raise UsageError(f"no part called {name}", place=f"--set {one}", remedy=remedy)
+        field = own.partition("=")[0]
+        if field in OWN_FIELDS or field.startswith("guard.") or (name and field == "seed"):
+            remedy = "it follows from --seeds, --budget and --points; a guard is left out"
+            raise UsageError("is not to be set in a comparison", place=f"--set {one}", remedy=remedy)
         found[name].append(own)
     return [replace(arm, overrides=tuple(found[arm.name])) for arm in arms], found[""]
 
@@ -126,25 +136,29 @@ def plan_trials(
         for arm in arms:
             chosen = [] if arm.objective == usual.recipe.objective.name else [f"objective={arm.objective}"]
             own = [*OVERRIDES, *shared, *chosen, *arm.overrides, f"seed={seed}", f"name={arm.name}-seed{seed}"]
-            fixed = any(one.startswith("rollout.pairs=") for one in arm.overrides)
-            own += paid_epochs(load_recipe(source, own), None if fixed else images, budget, points)
+            own += paid_epochs(load_recipe(source, own), usual.recipe, images, budget, points)
             trials.append(Trial(arm.name, load_recipe(source, own), out / "runs" / f"{arm.name}-seed{seed}"))
     return trials
 
 
-def paid_epochs(resolved: ResolvedRecipe, images: int | None, budget: Budget, points: int) -> list[str]:
+def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Budget, points: int) -> list[str]:
     """The overrides that let a run spend the budget and evaluate on the way.
 
-    An epoch has `images` pictures, or where that is None as many as the recipe says.
+    An epoch has `images` pictures, unless its recipe has other pairs than the `usual` one, and an optimiser step as
+    many as in the usual one, unless its recipe says otherwise.
     """
-    rollout, plan = resolved.recipe.rollout, resolved.objective.load(LoadContext()).plan
-    prompts = rollout.pairs if images is None else max(1, images // plan.rollouts)
-    each = plan.rollouts if budget.unit == "images" else queries_per_prompt(plan, rollout.steps)
-    epochs = ceil(budget.amount / (prompts * each))
+    recipe, plan = resolved.recipe, resolved.objective.load(LoadContext()).plan
+    pairs, batch = recipe.rollout.pairs, recipe.train.batch
+    if pairs == usual.rollout.pairs:
+        pairs = max(1, images // plan.rollouts)
+        if batch == usual.train.batch and batch != "all":
+            batch = max(1, batch * pairs // usual.rollout.pairs)
+    each = plan.rollouts if budget.unit == "images" else queries_per_prompt(plan, recipe.rollout.steps)
+    epochs = ceil(budget.amount / (pairs * each))
     every = max(1, epochs // points)
     epochs = ceil(epochs / every) * every
     keep = [f"train.checkpoint_every={every}", "train.keep_last=1"]
-    return [f"rollout.pairs={prompts}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
+    return [f"rollout.pairs={pairs}", f"train.batch={batch}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
 
 
 def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compared]:
@@ -160,6 +174,8 @@ def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compar
                     yield from make_run(trial)
         except InUseError:
             yield Note(f"{which} is being made by another process")
+        except TrainingError as error:
+            yield Note(f"{which} cannot be trained and is left out: {error}")
     done = [trial for trial in trials if finished(trial)]
     if not done:
         raise UsageError("no run is finished yet", place=str(out), remedy="give the command again later")
@@ -176,20 +192,27 @@ def make_run(trial: Trial) -> Generator[Event, None, None]:
         return
     recipe = trial.resolved.recipe
     changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
-    changes += [f"eval.steps=[{', '.join(map(str, recipe.eval.steps))}]"]
     changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
     yield from run.resume(RunFolder(trial.folder), changes)
 
 
 def finished(trial: Trial) -> bool:
-    """Whether the run has trained as long as its recipe says. RecipeError where another recipe was trained there."""
+    """Whether the run has trained and been evaluated as long as its recipe says.
+
+    RecipeError where another recipe was trained there, or this one evaluated otherwise.
+    """
     folder, recipe = RunFolder(trial.folder), trial.resolved.recipe
     if not is_run(trial.folder):
         return False
-    run.check_same_run(load_recipe(folder.recipe).recipe, recipe, str(folder.recipe))
-    if not folder.evaluation.is_file() or not folder.metrics.is_file():
-        return False
-    return max(row["epoch"] for row in read_json_lines(folder.metrics)) >= recipe.train.epochs
+    written = load_recipe(folder.recipe).recipe
+    run.check_same_run(written, recipe, str(folder.recipe))
+    for field in ("steps", "prompts", "images_per_prompt", "rewards"):
+        if getattr(written.eval, field) != getattr(recipe.eval, field):
+            remedy = "compare with the evaluation that is there, or in another folder (--out)"
+            raise RecipeError(
+                [one_line("is not as in the run that is there", f"{folder.recipe}: eval.{field}", remedy)]
+            )
+    return folder.evaluation.is_file() and evaluation_path(folder, recipe.train.epochs).is_file()
 
 
 def compare_runs(paths: Sequence[Path], out: Path) -> Generator[Event, None, Compared]:

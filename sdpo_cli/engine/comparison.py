@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 from sdpo_cli.engine.artifacts import RunFolder, is_run
 from sdpo_cli.engine.files import read_json_lines, read_text
@@ -57,14 +57,17 @@ class Cell:
 
 
 def read_curve(folder: RunFolder, arm: str) -> Curve:
-    """A finished run's evaluations. ArtifactError where it has none."""
+    """A finished run's evaluations; its report is the last one where none was made after the last epoch.
+
+    ArtifactError where it has no report.
+    """
     if not folder.evaluation.is_file():
         raise ArtifactError("has no report yet", place=str(folder.path), remedy="finish it with `sdpo train --resume`")
     recipe = load_recipe(folder.recipe).recipe
     spent = {row["epoch"]: (row["images"], row["queries"]) for row in read_json_lines(folder.metrics)}
-    found = {max(spent): from_json(read_text(folder.evaluation), str(folder.evaluation))}
-    for path in sorted((folder.path / "evaluations").glob("epoch-*.json")):
-        found[int(path.stem.removeprefix("epoch-"))] = from_json(read_text(path), str(path))
+    paths = {int(path.stem.removeprefix("epoch-")): path for path in (folder.path / "evaluations").glob("epoch-*.json")}
+    paths = {max(spent): folder.evaluation} | {epoch: path for epoch, path in paths.items() if epoch in spent}
+    found = {epoch: from_json(read_text(path), str(path)) for epoch, path in paths.items()}
     points = [Point(0, 0, means_of(found[max(spent)], recipe, "base"))]
     points += [Point(*spent[epoch], means_of(found[epoch], recipe, "tuned")) for epoch in sorted(found)]
     return Curve(arm, recipe.seed, tuple(points))
@@ -98,9 +101,9 @@ def common_amount(curves: Sequence[Curve], axis: Axis) -> int:
 
 
 def measures(curves: Iterable[Curve]) -> list[tuple[int, str]]:
-    """What all runs measured: (sampling steps, measure), in the order of the first run."""
-    first, *others = curves
-    return [key for key in first.points[0].means if all(key in one.points[0].means for one in others)]
+    """What all evaluations of all runs measured: (sampling steps, measure), in the order of the first."""
+    first, *others = [point.means for curve in curves for point in curve.points]
+    return [key for key in first if all(key in one for one in others)]
 
 
 def tabulate(curves: Sequence[Curve]) -> list[Cell]:
@@ -121,10 +124,11 @@ def tabulate(curves: Sequence[Curve]) -> list[Cell]:
 def grouped_runs(paths: Sequence[Path]) -> list[Curve]:
     """The curves of finished runs; those whose recipes differ in nothing but seed and name are one arm.
 
-    An arm is called like its first folder. UsageError where a path holds no run, or a run is named twice.
+    An arm is called like its first folder, with as much of the path as tells it from the others.
+    UsageError where a path holds no run, a run is named twice, or they were not evaluated alike.
     """
-    arms: dict[str, str] = {}
-    curves = []
+    arms: dict[str, Path] = {}
+    runs = []
     for path in paths:
         if not is_run(path):
             raise UsageError("holds no run", place=str(path), remedy="name folders that `sdpo train` wrote")
@@ -132,8 +136,36 @@ def grouped_runs(paths: Sequence[Path]) -> list[Curve]:
             raise UsageError("is named twice", place=str(path), remedy="name each run once")
         recipe = load_recipe(RunFolder(path).recipe).recipe.model_dump(mode="json")
         settings = json.dumps({**recipe, "seed": None, "name": None}, sort_keys=True)
-        curves.append(read_curve(RunFolder(path), arms.setdefault(settings, path.name)))
-    return curves
+        runs.append((path, arms.setdefault(settings, path), evaluation_of(recipe)))
+    for path, _, evaluation in runs:
+        for field, value in evaluation.items():
+            if value != runs[0][2][field]:
+                fault = f"{field} is {json.dumps(value)}, but {json.dumps(runs[0][2][field])} in {runs[0][0]}"
+                raise UsageError(fault, place=str(path), remedy="compare runs that were evaluated alike")
+    names = short_names(list(arms.values()))
+    return [read_curve(RunFolder(path), names[first]) for path, first, _ in runs]
+
+
+def evaluation_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say what the numbers of an evaluation mean."""
+    section = {f"eval.{key}": value for key, value in recipe["eval"].items() if key not in ("every", "batch", "steps")}
+    section["eval.prompts"] = section["eval.prompts"] or recipe["prompts"]
+    rewards = [{key: one[key] for key in ("name", "options", "weight")} for one in recipe["reward"]]
+    return {"model.name": recipe["model"]["name"], "reward": rewards, **section}
+
+
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The last parts of each path, as many as tell it from the others."""
+
+    def tail(path: Path, parts: int) -> str:
+        return "/".join(path.parts[-parts:])
+
+    names = {}
+    for path in paths:
+        others = [other for other in paths if other != path]
+        enough = (n for n in range(1, len(path.parts) + 1) if all(tail(path, n) != tail(one, n) for one in others))
+        names[path] = tail(path, next(enough, len(path.parts)))
+    return names
 
 
 def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve]) -> str:

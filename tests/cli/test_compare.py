@@ -29,8 +29,11 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
     assert (out / "steps-1.png").read_bytes().startswith(b"\x89PNG")
 
-    # Given again it trains nothing; a run that was lost is made again, to the same numbers; one in use is left alone.
+    # Given again it trains nothing; a run that was interrupted goes on, to the same numbers; one in use is left alone.
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+    (out / "runs" / "d3po-seed0" / "evaluations" / "epoch-00002.json").unlink()
+    assert main(["compare", "small.yaml", *SMALL]) == 0
+    assert capsys.readouterr().out == said
     shutil.rmtree(out / "runs" / "d3po-seed0")
     with locked(out / "locks" / "grpo-seed0"):
         assert main(["compare", "small.yaml", *SMALL]) == 0
@@ -42,6 +45,21 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     runs = [str(out / "runs" / name) for name in ("sdpo-seed0", "grpo-seed0")]
     assert main(["compare", *runs, "--out", "two", "--quiet"]) == 0
     assert "| grpo-seed0 |" in capsys.readouterr().out
+
+    # What was evaluated otherwise is no part of it.
+    assert main(["compare", "small.yaml", *SMALL, "--steps", "1,2"]) == 2
+    assert capsys.readouterr().err == (
+        "error: comparisons/small/runs/sdpo-seed0/recipe.yaml: eval.steps: not as in the run that is there; evaluate "
+        "as it does, or choose another --out\n"
+    )
+    lively = sorted((out / "runs").iterdir())[:2]
+    recipe = lively[0] / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("images_per_prompt: 1", "images_per_prompt: 3"))
+    assert main(["compare", *map(str, lively), "--out", "two", "--quiet"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {lively[1]}: eval.images_per_prompt is 1, but 3 in {lively[0]}; compare runs that were evaluated "
+        "alike\n"
+    )
 
     # Another recipe does not mix with these runs.
     assert main(["compare", "small.yaml", *SMALL, "--set", "sdpo:train.learning_rate=1e-5"]) == 2

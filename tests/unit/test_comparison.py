@@ -1,12 +1,21 @@
 """Comparing runs: curves, tables and parts of a comparison, worked out by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.engine.compare import Arm, Budget, parse_arms, parse_budget, plan_trials
-from sdpo_cli.engine.comparison import Curve, Point, comparison_json, comparison_markdown, tabulate, value_at
+from sdpo_cli.engine.comparison import (
+    Curve,
+    Point,
+    comparison_json,
+    comparison_markdown,
+    short_names,
+    tabulate,
+    value_at,
+)
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.errors import SdpoError, UsageError
 
@@ -78,6 +87,10 @@ def test_parts_and_their_overrides():
          "and underscores"),
         ("sdpo,", [], "--objectives: '' cannot name a part of the comparison; use letters, digits, dots, hyphens and "
          "underscores"),
+        ("sdpo", ["sdpo:seed=1"], "--set sdpo:seed=1: is not to be set in a comparison; it follows from --seeds, "
+         "--budget and --points; a guard is left out"),
+        ("sdpo", ["guard.stop_if=[]"], "--set guard.stop_if=[]: is not to be set in a comparison; it follows from "
+         "--seeds, --budget and --points; a guard is left out"),
         ("sdpo", ["ddpo:seed=1"], "--set ddpo:seed=1: no part called ddpo; there are sdpo"),
     ],
 )  # fmt: skip
@@ -87,7 +100,9 @@ def test_parts_that_cannot_be(text, overrides, message):
     assert str(fault.value) == message
 
 
-@pytest.mark.parametrize("text", ["2000", "images", "images=0", "images=-1", "pictures=10", "images=1e3"])
+@pytest.mark.parametrize(
+    "text", ["2000", "images", "images=0", "images=-1", "pictures=10", "images=1e3", "images=" + "9" * 5000]
+)
 def test_budgets_that_are_none(text):
     with pytest.raises(UsageError) as fault:
         parse_budget(text)
@@ -116,6 +131,28 @@ def test_a_budget_of_queries_pays_for_fewer_pictures_where_each_asks_more(tmp_pa
     recipes = {trial.arm: trial.resolved.recipe for trial in trials}
     assert {arm: one.train.epochs for arm, one in recipes.items()} == {"sdpo": 6, "ddpo": 18, "ddpo8": 36}
     assert recipes["ddpo8"].rollout.pairs == 8
+
+
+def test_a_part_of_other_pairs_keeps_them_however_they_are_written(tmp_path):
+    (own, usual) = planned(tmp_path, "own=sdpo,sdpo", Budget("images", 64), "own:rollout={pairs: 8, steps: 3}")[:2]
+    assert (own.resolved.recipe.rollout.pairs, usual.resolved.recipe.rollout.pairs) == (8, 16)
+
+
+def test_an_optimiser_step_sees_as_many_pictures_with_larger_groups(tmp_path):
+    trials = planned(tmp_path, "sdpo,grpo,grpo1=grpo", Budget("images", 64), "train.batch=8", "grpo1:train.batch=1")
+    assert {trial.arm: trial.resolved.recipe.train.batch for trial in trials} == {"sdpo": 8, "grpo": 2, "grpo1": 1}
+
+
+def test_only_what_every_evaluation_measured_is_compared():
+    sparse = Point(8, 8, {KEY: 0.4})
+    full = Point(0, 0, {KEY: 0.3, (2, "style"): 0.3}), Point(16, 16, {KEY: 0.5, (2, "style"): 0.5})
+    curve = Curve("one", 0, (full[0], sparse, full[1]))
+    assert {(cell.steps, cell.measure) for cell in tabulate([curve])} == {KEY}
+
+
+def test_folders_of_one_name_are_told_apart():
+    paths = [Path("a/runs/sdpo"), Path("b/runs/sdpo"), Path("b/runs/ddpo")]
+    assert short_names(paths) == dict(zip(paths, ["a/runs/sdpo", "b/runs/sdpo", "ddpo"], strict=True))
 
 
 def test_faults_of_a_part_are_those_of_a_recipe(tmp_path):
