@@ -50,10 +50,12 @@ def compare(
     from sdpo_cli.engine.artifacts import is_run
     from sdpo_cli.engine.compare import compare as carry_out
     from sdpo_cli.engine.compare import compare_runs, parse_arms, parse_budget, plan_trials
+    from sdpo_cli.engine.drawing import new_folder
     from sdpo_cli.errors import UsageError
 
     folder = out or Path("comparisons") / Path(sources[0]).stem
     if all(is_run(Path(one)) for one in sources):
+        folder = new_folder(out, Path("comparisons") / "runs")
         events = compare_runs([Path(one) for one in sources], folder)
     elif len(sources) > 1:
         wrong = next(one for one in sources if not is_run(Path(one)))

@@ -30,7 +30,7 @@ from sdpo_cli.engine.events import Event, FileWritten, Note
 from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.guarding import evaluation_path
 from sdpo_cli.engine.locking import InUseError, locked
-from sdpo_cli.errors import RecipeError, TrainingError, UsageError, one_line
+from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError, one_line
 from sdpo_cli.recipe import Recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
@@ -172,6 +172,9 @@ def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compar
                 if not finished(trial):
                     yield Note(which)
                     yield from make_run(trial)
+        except StoppedError as stop:
+            remedy, number = "give the same command again to go on", stop.exit_code - 128
+            raise StoppedError("stopped", place=trial.folder.name, remedy=remedy, signal_number=number) from None
         except InUseError:
             yield Note(f"{which} is being made by another process")
         except TrainingError as error:
@@ -208,10 +211,8 @@ def finished(trial: Trial) -> bool:
     run.check_same_run(written, recipe, str(folder.recipe))
     for field in ("steps", "prompts", "images_per_prompt", "rewards"):
         if getattr(written.eval, field) != getattr(recipe.eval, field):
-            remedy = "compare with the evaluation that is there, or in another folder (--out)"
-            raise RecipeError(
-                [one_line("is not as in the run that is there", f"{folder.recipe}: eval.{field}", remedy)]
-            )
+            fault, remedy = "not as in the run that is there", "evaluate as it does, or choose another --out"
+            raise RecipeError([one_line(fault, f"{folder.recipe}: eval.{field}", remedy)])
     return folder.evaluation.is_file() and evaluation_path(folder, recipe.train.epochs).is_file()
 
 

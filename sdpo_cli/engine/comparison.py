@@ -22,6 +22,9 @@ TOTAL = "total reward"
 
 DIVERSITY = "diversity"
 
+READ_OFF = "Means ± standard deviation over seeds. Between two evaluations a value is read off the line between them."
+"""What the tables do not say of themselves."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -205,7 +208,7 @@ def comparison_markdown(cells: Sequence[Cell]) -> str:
             mine = {cell.steps: cell for cell in some if cell.arm == arm}
             rows.append(f"| {arm} | " + " | ".join(written(mine[count], best[count]) for count in steps) + " |")
         parts.append("\n".join(rows))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, READ_OFF]) + "\n"
 
 
 def first(cells: Sequence[Cell], steps: int) -> Cell:

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 from sdpo_cli.engine.locking import locked
 from sdpo_cli.main import main
@@ -45,6 +49,8 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     runs = [str(out / "runs" / name) for name in ("sdpo-seed0", "grpo-seed0")]
     assert main(["compare", *runs, "--out", "two", "--quiet"]) == 0
     assert "| grpo-seed0 |" in capsys.readouterr().out
+    assert main(["compare", *runs, "--out", "two", "--quiet"]) == 2
+    assert capsys.readouterr().err == "error: two: is not an empty folder; name another one with --out\n"
 
     # What was evaluated otherwise is no part of it.
     assert main(["compare", "small.yaml", *SMALL, "--steps", "1,2"]) == 2
@@ -55,7 +61,7 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     lively = sorted((out / "runs").iterdir())[:2]
     recipe = lively[0] / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("images_per_prompt: 1", "images_per_prompt: 3"))
-    assert main(["compare", *map(str, lively), "--out", "two", "--quiet"]) == 2
+    assert main(["compare", *map(str, lively), "--quiet"]) == 2
     assert capsys.readouterr().err == (
         f"error: {lively[1]}: eval.images_per_prompt is 1, but 3 in {lively[0]}; compare runs that were evaluated "
         "alike\n"
@@ -67,6 +73,20 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
         "error: comparisons/small/runs/sdpo-seed0/recipe.yaml: train.learning_rate: 0.0012 cannot become 1e-05 in a "
         "resumed run\n"
     )
+
+
+def test_an_interrupted_comparison_says_how_it_goes_on(workplace):
+    arguments = ["compare", "small.yaml", *SMALL[:-4], "--out", "cmp", "--set", "train.device=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdpo_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = workplace / "cmp" / "runs" / "sdpo-seed0" / "metrics.jsonl"
+    while not metrics.is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[1] == "error: sdpo-seed0: stopped; give the same command again to go on\n"
+    assert process.returncode == 143
 
 
 def shipped(name):

@@ -61,7 +61,8 @@ def test_the_table_in_words():
         "| style, after 128 pictures | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
         "| dense | **0.800 ± 0.141** |\n| sparse | 0.600 |\n\n"
         "| style, after 192 reward queries | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
-        "| dense | 0.600 ± 0.141 |\n| sparse | **0.800** |\n"
+        "| dense | 0.600 ± 0.141 |\n| sparse | **0.800** |\n\n"
+        "Means ± standard deviation over seeds. Between two evaluations a value is read off the line between them.\n"
     )
 
 
