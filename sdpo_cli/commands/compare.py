@@ -27,6 +27,13 @@ def compare(
         str | None, typer.Option(help="Step counts, as in 1,2,4; default: the recipe's.", show_default=False)
     ] = None,
     points: Annotated[int, typer.Option(min=1, help="Evaluations along each run.")] = 4,
+    holding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEASURE=FALL",
+            help="Show too the highest reward before MEASURE falls by more than FALL below the base model.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, of one alone with NAME:FIELD=VALUE."),
@@ -49,14 +56,15 @@ def compare(
     from sdpo_cli.commands.eval import step_counts
     from sdpo_cli.engine.artifacts import is_run
     from sdpo_cli.engine.compare import compare as carry_out
-    from sdpo_cli.engine.compare import compare_runs, parse_arms, parse_budget, plan_trials
+    from sdpo_cli.engine.compare import compare_runs, parse_arms, parse_budget, parse_holding, plan_trials
     from sdpo_cli.engine.drawing import new_folder
     from sdpo_cli.errors import UsageError
 
+    held = parse_holding(holding) if holding else None
     folder = out or Path("comparisons") / Path(sources[0]).stem
     if all(is_run(Path(one)) for one in sources):
         folder = new_folder(out, Path("comparisons") / "runs")
-        events = compare_runs([Path(one) for one in sources], folder)
+        events = compare_runs([Path(one) for one in sources], folder, held)
     elif len(sources) > 1:
         wrong = next(one for one in sources if not is_run(Path(one)))
         raise UsageError("holds no run", place=wrong, remedy="name one recipe, or folders that `sdpo train` wrote")
@@ -64,13 +72,13 @@ def compare(
         counts = [f"eval.steps={list(step_counts(steps))}"] if steps else []
         arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
         trials = plan_trials(sources[0], arms, shared, seeds, parse_budget(budget), points, folder)
-        events = carry_out(trials, folder)
+        events = carry_out(trials, folder, held)
     print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)
 
 
 def print_comparison(found: "Compared", folder: Path, *, quiet: bool) -> None:
     """The tables on stdout, and where the figures are."""
-    from sdpo_cli.engine.comparison import comparison_markdown
+    from sdpo_cli.engine.comparison_table import comparison_markdown
 
     typer.echo(comparison_markdown(found.cells), nl=False)
     if found.missing:

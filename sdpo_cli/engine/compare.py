@@ -17,22 +17,22 @@ from sdpo_cli.engine.comparison import (
     TOTAL,
     Cell,
     Curve,
-    comparison_json,
-    comparison_markdown,
+    Holding,
     grouped_runs,
     measures,
     read_curve,
     tabulate,
 )
 from sdpo_cli.engine.comparison_figure import draw_comparison
+from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.events import Event, FileWritten, Note
 from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.guarding import evaluation_path
 from sdpo_cli.engine.locking import InUseError, locked
 from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError, one_line
-from sdpo_cli.recipe import Recipe
-from sdpo_cli.registry import ResolvedRecipe, load_recipe
+from sdpo_cli.recipe import Recipe, did_you_mean
+from sdpo_cli.registry import DIVERSITY, ResolvedRecipe, distinct_rewards, load_recipe
 
 OVERRIDES = ("train.samples_every=0", "guard={}")
 """What every run of a comparison is told before the user's own settings."""
@@ -82,6 +82,32 @@ def parse_budget(text: str) -> Budget:
     if unit not in ("images", "queries") or not re.fullmatch("[1-9][0-9]{0,8}", amount):
         raise UsageError(f"{text!r} is no budget", place="--budget", remedy="write images=2000 or queries=2000")
     return Budget(unit, int(amount))
+
+
+def parse_holding(text: str) -> Holding:
+    """`emoji-clip=0.1`. UsageError where it is no measure and number."""
+    measure, _, drop = text.rpartition("=")
+    if not measure or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", drop):
+        raise UsageError(f"{text!r} is no measure and fall", place="--holding", remedy="write as in emoji-clip=0.1")
+    return Holding(measure, float(drop))
+
+
+def check_holding(holding: Holding | None, measured: Sequence[str]) -> None:
+    """UsageError where what is to hold is not among the names `measured`, or is the only reward among them."""
+    if holding is None:
+        return
+    if holding.measure not in measured:
+        remedy = f"{did_you_mean(holding.measure, measured)} measured: {', '.join(measured)}"
+        raise UsageError(f"nothing called {holding.measure!r} is measured", place="--holding", remedy=remedy)
+    if not set(measured) - {holding.measure, DIVERSITY}:
+        remedy = "add one to eval.rewards, or leave --holding out"
+        raise UsageError(f"no reward is measured beside {holding.measure}", place="--holding", remedy=remedy)
+
+
+def measured_names(resolved: ResolvedRecipe) -> list[str]:
+    """What every evaluation of a run measures: its rewards, and the diversity of several pictures of a prompt."""
+    diversity = [DIVERSITY] if resolved.recipe.eval.images_per_prompt > 1 else []
+    return [*distinct_rewards([*resolved.rewards, *resolved.eval_rewards]), *diversity]
 
 
 def parse_arms(text: str, overrides: Sequence[str]) -> tuple[list[Arm], list[str]]:
@@ -161,8 +187,13 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
     return [f"rollout.pairs={pairs}", f"train.batch={batch}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
 
 
-def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compared]:
-    """Make the runs that are missing, and show what all of them reached."""
+def compare(trials: Sequence[Trial], out: Path, holding: Holding | None = None) -> Generator[Event, None, Compared]:
+    """Make the runs that are missing, and show what all of them reached, and how far while `holding` held.
+
+    UsageError where a run does not measure what is to hold.
+    """
+    for trial in trials:
+        check_holding(holding, measured_names(trial.resolved))
     for number, trial in enumerate(trials, start=1):
         lock, which = out / "locks" / trial.folder.name, f"run {number} of {len(trials)}: {trial.folder.name}"
         with writing(lock):
@@ -184,7 +215,7 @@ def compare(trials: Sequence[Trial], out: Path) -> Generator[Event, None, Compar
         raise UsageError("no run is finished yet", place=str(out), remedy="give the command again later")
     curves = [read_curve(RunFolder(trial.folder), trial.arm) for trial in done]
     trained = [one.name for one in trials[0].resolved.recipe.reward]
-    cells = yield from write_comparison(curves, trained, out)
+    cells = yield from write_comparison(curves, trained, out, holding)
     return Compared(cells, curves, len(trials) - len(done))
 
 
@@ -216,17 +247,24 @@ def finished(trial: Trial) -> bool:
     return folder.evaluation.is_file() and evaluation_path(folder, recipe.train.epochs).is_file()
 
 
-def compare_runs(paths: Sequence[Path], out: Path) -> Generator[Event, None, Compared]:
-    """Show what finished runs reached."""
+def compare_runs(paths: Sequence[Path], out: Path, holding: Holding | None = None) -> Generator[Event, None, Compared]:
+    """Show what finished runs reached, and how far while `holding` held.
+
+    UsageError where a run does not measure what is to hold.
+    """
     curves = grouped_runs(paths)
+    check_holding(holding, list(dict.fromkeys(name for _, name in measures(curves))))
     trained = [one.name for one in load_recipe(RunFolder(paths[0]).recipe).recipe.reward]
-    cells = yield from write_comparison(curves, trained, out)
+    cells = yield from write_comparison(curves, trained, out, holding)
     return Compared(cells, curves, 0)
 
 
-def write_comparison(curves: Sequence[Curve], trained: Sequence[str], out: Path) -> Generator[Event, None, list[Cell]]:
+def write_comparison(
+    curves: Sequence[Curve], trained: Sequence[str], out: Path, holding: Holding | None
+) -> Generator[Event, None, list[Cell]]:
     """The table, the numbers, and a figure a step count, in which the trained rewards come first."""
     cells, keys = tabulate(curves), measures(curves)
+    cells += tabulate(curves, holding) if holding else []
     if not keys:
         fault = "the runs have no measure in common at one number of steps"
         raise UsageError(fault, place="sdpo compare", remedy="evaluate them with the same eval.steps and rewards")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,17 +13,21 @@ from sdpo_cli.engine.files import read_json_lines, read_text
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.errors import ArtifactError, UsageError
 from sdpo_cli.recipe import Recipe
-from sdpo_cli.registry import load_recipe
+from sdpo_cli.registry import DIVERSITY, load_recipe
 
 Axis = Literal["images", "queries"]
+AXES: tuple[Axis, ...] = ("images", "queries")
 
 TOTAL = "total reward"
 """The weighted sum that was trained on, where there are several rewards."""
 
-DIVERSITY = "diversity"
 
-READ_OFF = "Means ± standard deviation over seeds. Between two evaluations a value is read off the line between them."
-"""What the tables do not say of themselves."""
+@dataclass(frozen=True)
+class Holding:
+    """How far a measure may fall below the base model's, in its own units, before a reward no longer counts."""
+
+    measure: str
+    drop: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm at a step count by one measure: mean and standard deviation over seeds; None for a single one."""
+    """An arm at a step count by one measure: mean and standard deviation over seeds; None for a single one.
+
+    It is the measure after `amount` pictures or queries; with `holding`, the highest until then while that held.
+    """
 
     arm: str
     axis: Axis
@@ -57,6 +64,7 @@ class Cell:
     mean: float
     spread: float | None
     seeds: int
+    holding: Holding | None = None
 
 
 def read_curve(folder: RunFolder, arm: str) -> Curve:
@@ -98,6 +106,26 @@ def value_at(curve: Curve, axis: Axis, amount: int, key: tuple[int, str]) -> flo
     raise ValueError(f"{amount} {axis} are beyond the run")
 
 
+def highest_while_holding(curve: Curve, axis: Axis, amount: int, key: tuple[int, str], holding: Holding) -> float:
+    """The highest value within `amount` pictures or queries, before the held measure has fallen too far.
+
+    Both are on the lines between the evaluations, at the same number of sampling steps.
+    """
+    held = (key[0], holding.measure)
+    lowest = curve.points[0].means[held] - holding.drop
+    highest = curve.points[0].means[key]
+    for left, right in pairwise(curve.points):
+        start, end = getattr(left, axis), getattr(right, axis)
+        share = (amount - start) / (end - start) if amount < end else 1.0
+        margin, margin_after = left.means[held] - lowest, right.means[held] - lowest
+        if margin_after < 0:
+            share = min(share, margin / (margin - margin_after))
+        highest = max(highest, left.means[key] + share * (right.means[key] - left.means[key]))
+        if share < 1:
+            break
+    return highest
+
+
 def common_amount(curves: Sequence[Curve], axis: Axis) -> int:
     """The most pictures or queries that every run reached."""
     return min(getattr(curve.points[-1], axis) for curve in curves)
@@ -109,19 +137,31 @@ def measures(curves: Iterable[Curve]) -> list[tuple[int, str]]:
     return [key for key in first if all(key in one for one in others)]
 
 
-def tabulate(curves: Sequence[Curve]) -> list[Cell]:
-    """Every arm by every measure, at equal pictures and at equal queries."""
+def tabulate(curves: Sequence[Curve], holding: Holding | None = None) -> list[Cell]:
+    """Every arm by every measure, at equal pictures and at equal queries.
+
+    With `holding`, every reward but the held one, as high as it came while that held.
+    """
     cells = []
-    for axis in ("images", "queries"):
+    for axis in AXES:
         amount = common_amount(curves, axis)
         for steps, measure in measures(curves):
+            if holding and measure in (holding.measure, DIVERSITY):
+                continue
             for arm in dict.fromkeys(curve.arm for curve in curves):
                 runs = [curve for curve in curves if curve.arm == arm]
-                values = [value_at(run, axis, amount, (steps, measure)) for run in runs]
+                values = [reached(run, axis, amount, (steps, measure), holding) for run in runs]
                 base = fmean(run.points[0].means[steps, measure] for run in runs)
                 spread = stdev(values) if len(values) > 1 else None
-                cells.append(Cell(arm, axis, amount, steps, measure, base, fmean(values), spread, len(values)))
+                cells.append(Cell(arm, axis, amount, steps, measure, base, fmean(values), spread, len(values), holding))
     return cells
+
+
+def reached(curve: Curve, axis: Axis, amount: int, key: tuple[int, str], holding: Holding | None) -> float:
+    """What a run reached: the value after `amount`, or the highest until then while `holding` held."""
+    if holding is None:
+        return value_at(curve, axis, amount, key)
+    return highest_while_holding(curve, axis, amount, key, holding)
 
 
 def grouped_runs(paths: Sequence[Path]) -> list[Curve]:
@@ -169,64 +209,3 @@ def short_names(paths: Sequence[Path]) -> dict[Path, str]:
         enough = (n for n in range(1, len(path.parts) + 1) if all(tail(path, n) != tail(one, n) for one in others))
         names[path] = tail(path, next(enough, len(path.parts)))
     return names
-
-
-def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve]) -> str:
-    """Table and curves, for other programs."""
-    runs = [
-        {
-            "arm": curve.arm,
-            "seed": curve.seed,
-            "points": [
-                {
-                    "images": point.images,
-                    "queries": point.queries,
-                    "means": [
-                        {"steps": steps, "measure": name, "mean": mean} for (steps, name), mean in point.means.items()
-                    ],
-                }
-                for point in curve.points
-            ],
-        }
-        for curve in curves
-    ]
-    return json.dumps({"format": 1, "table": [asdict(cell) for cell in cells], "runs": runs}, indent=1) + "\n"
-
-
-def comparison_markdown(cells: Sequence[Cell]) -> str:
-    """A table for each measure and axis, a row an arm, a column a step count: mean ± spread over seeds, best bold."""
-    parts = []
-    for measure, axis in dict.fromkeys((cell.measure, cell.axis) for cell in cells):
-        some = [cell for cell in cells if (cell.measure, cell.axis) == (measure, axis)]
-        steps = list(dict.fromkeys(cell.steps for cell in some))
-        best = {count: max(cell.mean for cell in some if cell.steps == count) for count in steps}
-        word = "pictures" if axis == "images" else "reward queries"
-        rows = [f"| {measure}, after {some[0].amount} {word} | " + " | ".join(map(step_word, steps)) + " |"]
-        rows.append("|---" * (len(steps) + 1) + "|")
-        rows.append("| base model | " + " | ".join(figure(first(some, count).base) for count in steps) + " |")
-        for arm in dict.fromkeys(cell.arm for cell in some):
-            mine = {cell.steps: cell for cell in some if cell.arm == arm}
-            rows.append(f"| {arm} | " + " | ".join(written(mine[count], best[count]) for count in steps) + " |")
-        parts.append("\n".join(rows))
-    return "\n\n".join([*parts, READ_OFF]) + "\n"
-
-
-def first(cells: Sequence[Cell], steps: int) -> Cell:
-    """The first cell of a step count."""
-    return next(cell for cell in cells if cell.steps == steps)
-
-
-def step_word(steps: int) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{steps} step{'' if steps == 1 else 's'}"
-
-
-def written(cell: Cell, best: float) -> str:
-    """`0.812 ± 0.013`, bold where it is the best."""
-    text = figure(cell.mean) + ("" if cell.spread is None else f" ± {figure(cell.spread)}")
-    return f"**{text}**" if cell.mean == best else text
-
-
-def figure(value: float) -> str:
-    """Three digits after the point below 10, one above."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

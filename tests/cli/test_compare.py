@@ -49,6 +49,10 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     runs = [str(out / "runs" / name) for name in ("sdpo-seed0", "grpo-seed0")]
     assert main(["compare", *runs, "--out", "two", "--quiet"]) == 0
     assert "| grpo-seed0 |" in capsys.readouterr().out
+    assert main(["compare", *runs, "--out", "held", "--quiet", "--holding", "emoji-clip=0.1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --holding: nothing called 'emoji-clip' is measured; measured: colorfulness\n"
+    )
     assert main(["compare", *runs, "--out", "two", "--quiet"]) == 2
     assert capsys.readouterr().err == "error: two: is not an empty folder; name another one with --out\n"
 

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 
 from sdpo_cli.api.tensors import LearningPlan
-from sdpo_cli.engine.compare import Arm, Budget, parse_arms, parse_budget, plan_trials
+from sdpo_cli.engine.compare import Arm, Budget, check_holding, parse_arms, parse_budget, parse_holding, plan_trials
 from sdpo_cli.engine.comparison import (
     Curve,
+    Holding,
     Point,
-    comparison_json,
-    comparison_markdown,
+    highest_while_holding,
     short_names,
     tabulate,
     value_at,
 )
+from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.errors import SdpoError, UsageError
 
@@ -72,6 +73,79 @@ def test_the_table_for_programs_holds_every_point():
         "images": 192, "queries": 192, "means": [{"steps": 4, "measure": "style", "mean": 0.8}]
     }  # fmt: skip
     assert len(found["table"]) == 4
+    assert found["held"] == []
+
+
+def bought(arm, seed, *points):
+    """A run whose points are (pictures, queries, style, alignment)."""
+    means = [{KEY: style, (4, "alignment"): alignment} for _, _, style, alignment in points]
+    return Curve(arm, seed, tuple(Point(*point[:2], mean) for point, mean in zip(points, means, strict=True)))
+
+
+BOUGHT = [
+    bought("greedy", 0, (0, 0, 0.3, 0.8), (64, 128, 0.5, 0.78), (128, 256, 0.9, 0.58)),
+    bought("greedy", 1, (0, 0, 0.3, 0.8), (64, 128, 0.2, 0.6), (128, 256, 0.9, 0.8)),
+    bought("modest", 0, (0, 0, 0.3, 0.8), (64, 64, 0.6, 0.75), (128, 128, 0.5, 0.71)),
+]
+
+
+@pytest.mark.parametrize(
+    ("run", "amount", "drop", "expected"),
+    [
+        (0, 128, 0.1, 0.66),  # alignment is .70 at 0.4 of the second part: .5 + .4 · .4
+        (0, 128, 0.3, 0.9),  # never below .50
+        (0, 80, 0.1, 0.6),  # at a quarter of the second part alignment is .73 still: .5 + .25 · .4
+        (0, 64, 0.1, 0.5),
+        (0, 128, 0.0, 0.3),  # at once
+        (1, 128, 0.1, 0.3),  # what comes after alignment was lost does not count, though it came back
+        (2, 128, 0.1, 0.6),  # the highest, not the last
+    ],
+)
+def test_the_highest_reward_while_another_measure_holds(run, amount, drop, expected):
+    found = highest_while_holding(BOUGHT[run], "images", amount, KEY, Holding("alignment", drop))
+    assert found == pytest.approx(expected)
+
+
+def test_the_table_of_what_was_reached_while_a_measure_held():
+    cells = tabulate(BOUGHT, Holding("alignment", 0.1))
+    assert comparison_markdown(cells[:2]).splitlines()[:5] == [
+        "| style, highest within 128 pictures while alignment fell by at most 0.1 | 4 steps |",
+        "|---|---|",
+        "| base model | 0.300 |",
+        "| greedy | 0.480 ± 0.255 |",  # .66 and .30: √(2 · .18²)
+        "| modest | **0.600** |",
+    ]
+    # At 128 queries the greedy runs have drawn 64 pictures.
+    assert [(cell.arm, cell.axis, cell.amount) for cell in cells[2:]] == [
+        ("greedy", "queries", 128), ("modest", "queries", 128)
+    ]  # fmt: skip
+    assert cells[2].mean == pytest.approx((0.5 + 0.3) / 2)
+    found = json.loads(comparison_json([*tabulate(BOUGHT), *cells], BOUGHT))
+    assert (len(found["table"]), len(found["held"])) == (8, 4)
+    assert found["held"][1]["holding"] == {"measure": "alignment", "drop": 0.1}
+    assert found["held"][1]["mean"] == pytest.approx(0.6)
+
+
+def test_what_is_to_hold():
+    assert parse_holding("emoji-style style=3d=0.25") == Holding("emoji-style style=3d", 0.25)
+    check_holding(Holding("diversity", 0.1), ["emoji-clip", "diversity"])
+    with pytest.raises(UsageError) as fault:
+        check_holding(Holding("emoji-clop", 0.1), ["emoji-clip", "diversity"])
+    assert str(fault.value) == (
+        "--holding: nothing called 'emoji-clop' is measured; did you mean emoji-clip? measured: emoji-clip, diversity"
+    )
+    with pytest.raises(UsageError) as fault:
+        check_holding(Holding("emoji-clip", 0.1), ["emoji-clip", "diversity"])
+    assert str(fault.value) == (
+        "--holding: no reward is measured beside emoji-clip; add one to eval.rewards, or leave --holding out"
+    )
+
+
+@pytest.mark.parametrize("text", ["emoji-clip", "emoji-clip=", "=0.1", "emoji-clip=-1", "emoji-clip=nan", "a=1e3"])
+def test_what_cannot_hold(text):
+    with pytest.raises(UsageError) as fault:
+        parse_holding(text)
+    assert str(fault.value) == f"--holding: {text!r} is no measure and fall; write as in emoji-clip=0.1"
 
 
 def test_parts_and_their_overrides():

@@ -1,0 +1,86 @@
+"""The tables of a comparison, for people as Markdown and for programs as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sdpo_cli.engine.comparison import Cell, Curve
+
+READ_OFF = "Means ± standard deviation over seeds. Between two evaluations a value is read off the line between them."
+"""What the tables do not say of themselves."""
+
+
+def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve]) -> str:
+    """Table and curves, for other programs."""
+    runs = [
+        {
+            "arm": curve.arm,
+            "seed": curve.seed,
+            "points": [
+                {
+                    "images": point.images,
+                    "queries": point.queries,
+                    "means": [
+                        {"steps": steps, "measure": name, "mean": mean} for (steps, name), mean in point.means.items()
+                    ],
+                }
+                for point in curve.points
+            ],
+        }
+        for curve in curves
+    ]
+    table = [asdict(cell) for cell in cells if cell.holding is None]
+    held = [asdict(cell) for cell in cells if cell.holding]
+    return json.dumps({"format": 1, "table": table, "held": held, "runs": runs}, indent=1) + "\n"
+
+
+def comparison_markdown(cells: Sequence[Cell]) -> str:
+    """A table for each measure and axis, a row an arm, a column a step count: mean ± spread over seeds, best bold."""
+    parts = []
+    for title in dict.fromkeys(map(heading, cells)):
+        some = [cell for cell in cells if heading(cell) == title]
+        steps = list(dict.fromkeys(cell.steps for cell in some))
+        best = {count: max(cell.mean for cell in some if cell.steps == count) for count in steps}
+        rows = [f"| {title} | " + " | ".join(map(step_word, steps)) + " |"]
+        rows.append("|---" * (len(steps) + 1) + "|")
+        rows.append("| base model | " + " | ".join(figure(first(some, count).base) for count in steps) + " |")
+        for arm in dict.fromkeys(cell.arm for cell in some):
+            mine = {cell.steps: cell for cell in some if cell.arm == arm}
+            rows.append(f"| {arm} | " + " | ".join(written(mine[count], best[count]) for count in steps) + " |")
+        parts.append("\n".join(rows))
+    return "\n\n".join([*parts, READ_OFF]) + "\n"
+
+
+def heading(cell: Cell) -> str:
+    """`style, after 128 pictures`, or `style, highest within 128 pictures while emoji-clip fell by at most 0.1`."""
+    spent = f"{cell.amount} {'pictures' if cell.axis == 'images' else 'reward queries'}"
+    if cell.holding is None:
+        return f"{cell.measure}, after {spent}"
+    limit = f"{cell.holding.measure} fell by at most {cell.holding.drop:g}"
+    return f"{cell.measure}, highest within {spent} while {limit}"
+
+
+def first(cells: Sequence[Cell], steps: int) -> Cell:
+    """The first cell of a step count."""
+    return next(cell for cell in cells if cell.steps == steps)
+
+
+def step_word(steps: int) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{steps} step{'' if steps == 1 else 's'}"
+
+
+def written(cell: Cell, best: float) -> str:
+    """`0.812 ± 0.013`, bold where it is the best."""
+    text = figure(cell.mean) + ("" if cell.spread is None else f" ± {cell.spread:.{digits(cell.mean)}f}")
+    return f"**{text}**" if cell.mean == best else text
+
+
+def figure(value: float) -> str:
+    """A mean as the tables write it."""
+    return f"{value:.{digits(value)}f}"
+
+
+def digits(mean: float) -> int:
+    """Digits after the point of a mean and its spread: three below 10, one above."""
+    return 3 if abs(mean) < 10 else 1
