@@ -35,7 +35,8 @@ def reward_difference_loss(
     """L = max((w Δρ - ΔA)², (w Δρ_clipped - ΔA)²); with an axis of actions, Δρ is summed over it.
 
     ρ is clipped to ±clip in each rollout and action before the difference; `clip` None leaves it free.
-    Source: arXiv 2411.11727 and its published code for single actions; PRDP, arXiv 2402.08714, for whole trajectories.
+    Source: arXiv 2411.11727 and its published code for single actions; PRDP, arXiv 2402.08714v2, eq. 18 and 20, for
+    whole trajectories.
     """
     ratio = log_prob_new - log_prob_old
     difference, wanted = pair_difference(ratio), advantage[0] - advantage[1]
@@ -59,7 +60,8 @@ def clipped_policy_loss(
 ) -> tuple[Float[Tensor, "R B"], Float[Tensor, "R B"]]:
     """L = max(-A r, -A r_clipped), r = exp ρ, clipped to 1 ± clip; and whether the clipped term decided.
 
-    Source: PPO, arXiv 1707.06347, eq. 7; on denoising steps DDPO, arXiv 2305.13301.
+    Source: PPO, arXiv 1707.06347, eq. 7; on denoising steps DDPO, arXiv 2305.13301, as in its code
+    (kvablack/ddpo-pytorch `train.py`).
     """
     ratio = (log_prob_new - log_prob_old).exp()
     free = -advantage * ratio
@@ -78,7 +80,7 @@ def preference_loss(
     """L = -log σ(β (ratio_winner - ratio_loser)), ratio = log_prob_new - log_prob_reference; 0 for a pair of equals.
 
     The winner has the higher advantage.
-    Source: D3PO, arXiv 2311.13231, eq. 14.
+    Source: D3PO, arXiv 2311.13231v3, eq. 14.
     """
     margin = pair_difference(log_prob_new - log_prob_reference)
     better = (advantage[0] - advantage[1]).sign()

@@ -69,7 +69,7 @@ def stepwise_advantages(
 def group_advantages(returns: Float[Tensor, "R B S"]) -> Float[Tensor, "R B S"]:
     """A = (G - mean) / (std + 1e-6), mean and std (the population's) over the R rollouts of a prompt.
 
-    Source: GRPO, arXiv 2402.03300; for pictures Flow-GRPO, arXiv 2505.05470, eq. 7.
+    Source: GRPO, arXiv 2402.03300; for pictures Flow-GRPO, arXiv 2505.05470v5, eq. 4.
     """
     std = returns.std(dim=0, correction=0) + 1e-6
     return (returns - returns.mean(dim=0)) / std

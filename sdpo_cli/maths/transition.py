@@ -121,7 +121,7 @@ def sde_std(schedule: Schedule, eta: float) -> Float[Tensor, " S"]:
     """The SDE of Flow-GRPO, taken by Euler and Maruyama: std = g √Δ, g = η √(t / (1 - t)), Δ = t - s, t = σ_t.
 
     For flow matching alone (α = 1 - σ). At t = 1, where g has no end, 1 - t is that of the next level, as published.
-    Source: arXiv 2505.05470, eq. 9; its code, yifan123/flow_grpo `sd3_sde_with_logprob.py`.
+    Source: arXiv 2505.05470v5, eq. 9; its code, yifan123/flow_grpo `sd3_sde_with_logprob.py`.
     """
     if not torch.allclose(schedule.alpha + schedule.sigma, torch.ones_like(schedule.sigma)):
         raise UsageError(
@@ -142,7 +142,7 @@ def sde_noise(schedule: Schedule, std: Float[Tensor, " S"]) -> Float[Tensor, " S
     """The same to first order in the step, as Euler and Maruyama have it: s - g² Δ / (2 t) = σ_s - std² / (2 σ_t).
 
     Below 0 where steps are few and η is large.
-    Source: arXiv 2505.05470, eq. 9, with the velocity written as ε̂ - x0.
+    Source: arXiv 2505.05470v5, eq. 9, with the velocity written as ε̂ - x0.
     """
     return schedule.sigma_next - std**2 / (2 * schedule.sigma)
 
@@ -221,6 +221,6 @@ def gaussian_kl(
 ) -> Float[Tensor, "*batch"]:
     """Mean over latent elements of KL(N(mean, std²) ‖ N(other, std²)) = (mean - other)² / (2 std²), nats per element.
 
-    Source: Flow-GRPO, arXiv 2505.05470, eq. 12 (of one step).
+    Source: Flow-GRPO, arXiv 2505.05470v5, the closed form after eq. 9.
     """
     return ((mean - other) ** 2).mean(dim=(-3, -2, -1)) / (2 * std**2)

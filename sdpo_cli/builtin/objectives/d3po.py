@@ -13,8 +13,8 @@ class D3po:
 
     The rollout whose last picture has the higher reward wins. Metric: `preferred`, the share of pairs whose winner has
     the higher ratio already.
-    Source: arXiv 2311.13231, eq. 14.
-    Differs: the published code also clamps the ratio to 1 ± 1e-4, after which nothing more is learnt.
+    Source: arXiv 2311.13231v3, eq. 14; both segments start from one noise, as there.
+    Differs: the published code also clamps π/π_reference to 1 ± 0.1, beyond which a pair teaches nothing.
     """
 
     def __init__(self, options: D3poOptions) -> None:

@@ -27,7 +27,7 @@ class PolicyGradient:
 class Ddpo(PolicyGradient):
     """A is the reward less the mean of its prompt's latest ones, over their standard deviation.
 
-    Source: arXiv 2305.13301 (DDPO_IS) and its published code.
+    Source: arXiv 2305.13301 (DDPO_IS) and its published code, kvablack/ddpo-pytorch.
     """
 
     def __init__(self, options: DdpoOptions) -> None:
@@ -44,7 +44,7 @@ class Ddpo(PolicyGradient):
 class Grpo(PolicyGradient):
     """A is the reward less the mean of its group, over the group's standard deviation.
 
-    Source: arXiv 2505.05470, eq. 5 to 7; a group that shares its first noise is that of arXiv 2505.07818.
+    Source: arXiv 2505.05470v5, eq. 4 and 5; a group that shares its first noise is that of arXiv 2505.07818.
     """
 
     def __init__(self, options: GrpoOptions) -> None:

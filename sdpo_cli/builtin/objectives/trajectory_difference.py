@@ -14,9 +14,11 @@ class TrajectoryDifference:
     """L = mean max((β Σ_i Δρ_i - ΔA)², (β Σ_i Δρ_i,clipped - ΔA)²) over pairs; without `clip` the first term alone.
 
     Metrics: `clip_fraction` and `ratio_difference`, the mean of |Σ_i Δρ_i|.
-    Source: PRDP, arXiv 2402.08714, eq. 9 to 11; REBEL, arXiv 2404.16767, eq. 4.
-    Differs: ρ compares with the policy that sampled, in PRDP too; rewards are standardised by prompt, so that β does
-    not depend on their unit.
+    Source: PRDP, arXiv 2402.08714v2, eq. 14 and 18 to 21, times β²; REBEL, arXiv 2404.16767, its regression of relative
+    rewards with 1/η as β, and its code for few-step models, Owen-Oertell/rlcm `rebel_training_loop.py`.
+    Differs: PRDP's ρ compares with the base model (clipped around the policy that sampled), here with the policy that
+    sampled, as REBEL's; PRDP's rewards are standardised by prompt, as REBEL's are, so that β does not depend on their
+    unit.
     """
 
     def __init__(self, options: RebelOptions, clip: float | None) -> None:
