@@ -54,25 +54,24 @@ def compare(
 
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.eval import step_counts
-    from sdpo_cli.engine.artifacts import is_run
-    from sdpo_cli.engine.compare import compare as carry_out
-    from sdpo_cli.engine.compare import compare_runs, parse_arms, parse_budget, parse_holding, plan_trials
-    from sdpo_cli.engine.drawing import new_folder
-    from sdpo_cli.errors import UsageError
+    from sdpo_cli.engine.artifacts import new_folder
+    from sdpo_cli.engine.comparison_plan import check_arms, check_sources, parse_arms, parse_budget, parse_holding
 
-    held = parse_holding(holding) if holding else None
-    folder = out or Path("comparisons") / Path(sources[0]).stem
-    if all(is_run(Path(one)) for one in sources):
+    runs, held, spent = check_sources(sources), parse_holding(holding) if holding else None, parse_budget(budget)
+    counts = [f"eval.steps={list(step_counts(steps))}"] if steps else []
+    arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
+    if runs:
         folder = new_folder(out, Path("comparisons") / "runs")
-        events = compare_runs([Path(one) for one in sources], folder, held)
-    elif len(sources) > 1:
-        wrong = next(one for one in sources if not is_run(Path(one)))
-        raise UsageError("holds no run", place=wrong, remedy="name one recipe, or folders that `sdpo train` wrote")
     else:
-        counts = [f"eval.steps={list(step_counts(steps))}"] if steps else []
-        arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
-        trials = plan_trials(sources[0], arms, shared, seeds, parse_budget(budget), points, folder)
-        events = carry_out(trials, folder, held)
+        folder = out or Path("comparisons") / Path(sources[0]).stem
+        check_arms(sources[0], arms, shared, held)
+    from sdpo_cli.engine.compare import compare as carry_out  # imports torch, which takes seconds
+    from sdpo_cli.engine.compare import compare_runs, plan_trials
+
+    if runs:
+        events = compare_runs([Path(one) for one in sources], folder, held)
+    else:
+        events = carry_out(plan_trials(sources[0], arms, shared, seeds, spent, points, folder), folder, held)
     print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)
 
 

@@ -104,6 +104,19 @@ def check_out(out: Path | None, name: str) -> None:
         raise UsageError("is not an empty folder", place=str(out), remedy="name another one")
 
 
+def new_folder(out: Path | None, default: Path) -> Path:
+    """`out`, which must be new or empty, or the first free of `default`, `default`-2, ..."""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError("is not an empty folder", place=str(out), remedy="name another one with --out")
+        return out
+    number, path = 1, default
+    while path.exists():
+        number += 1
+        path = default.with_name(f"{default.name}-{number}")
+    return path
+
+
 def claim_run_folder(out: Path | None, name: str) -> RunFolder:
     """Make the folder of a new run: `out`, or the first free of runs/NAME, runs/NAME-2, ..., for this process alone."""
     check_out(out, name)

@@ -4,9 +4,8 @@ Every run is an ordinary one in a folder of its own. A run that is there already
 interrupted goes on, and processes that are given the same comparison share its runs between them.
 """
 
-import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from sdpo_cli.engine.comparison import (
     tabulate,
 )
 from sdpo_cli.engine.comparison_figure import draw_comparison
+from sdpo_cli.engine.comparison_plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
 from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.events import Event, FileWritten, Note
@@ -31,31 +31,8 @@ from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.guarding import evaluation_path
 from sdpo_cli.engine.locking import InUseError, locked
 from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError, one_line
-from sdpo_cli.recipe import Recipe, did_you_mean
-from sdpo_cli.registry import DIVERSITY, ResolvedRecipe, distinct_rewards, load_recipe
-
-OVERRIDES = ("train.samples_every=0", "guard={}")
-"""What every run of a comparison is told before the user's own settings."""
-
-OWN_FIELDS = ("name", "train.epochs", "eval.every", "guard")
-"""What a comparison decides itself; the seed too, of which all parts may be told the first."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a run has spent enough: pictures drawn, or rewards asked."""
-
-    unit: str
-    amount: int
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is compared: a name, an objective, and recipe overrides of its own, which come after those of all."""
-
-    name: str
-    objective: str
-    overrides: tuple[str, ...] = ()
+from sdpo_cli.recipe import Recipe
+from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -76,77 +53,6 @@ class Compared:
     missing: int
 
 
-def parse_budget(text: str) -> Budget:
-    """`images=2000` or `queries=2000`. UsageError where it is neither."""
-    unit, _, amount = text.partition("=")
-    if unit not in ("images", "queries") or not re.fullmatch("[1-9][0-9]{0,8}", amount):
-        raise UsageError(f"{text!r} is no budget", place="--budget", remedy="write images=2000 or queries=2000")
-    return Budget(unit, int(amount))
-
-
-def parse_holding(text: str) -> Holding:
-    """`emoji-clip=0.1`. UsageError where it is no measure and number."""
-    measure, _, drop = text.rpartition("=")
-    if not measure or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", drop):
-        raise UsageError(f"{text!r} is no measure and fall", place="--holding", remedy="write as in emoji-clip=0.1")
-    return Holding(measure, float(drop))
-
-
-def check_holding(holding: Holding | None, measured: Sequence[str]) -> None:
-    """UsageError where what is to hold is not among the names `measured`, or is the only reward among them."""
-    if holding is None:
-        return
-    if holding.measure not in measured:
-        remedy = f"{did_you_mean(holding.measure, measured)} measured: {', '.join(measured)}"
-        raise UsageError(f"nothing called {holding.measure!r} is measured", place="--holding", remedy=remedy)
-    if not set(measured) - {holding.measure, DIVERSITY}:
-        remedy = "add one to eval.rewards, or leave --holding out"
-        raise UsageError(f"no reward is measured beside {holding.measure}", place="--holding", remedy=remedy)
-
-
-def measured_names(resolved: ResolvedRecipe) -> list[str]:
-    """What every evaluation of a run measures: its rewards, and the diversity of several pictures of a prompt."""
-    diversity = [DIVERSITY] if resolved.recipe.eval.images_per_prompt > 1 else []
-    return [*distinct_rewards([*resolved.rewards, *resolved.eval_rewards]), *diversity]
-
-
-def parse_arms(text: str, overrides: Sequence[str]) -> tuple[list[Arm], list[str]]:
-    """Arms from `NAME` or `NAME=OBJECTIVE` between commas, and `ARM:FIELD=VALUE` among the overrides; and the others.
-
-    UsageError on a name without letters, one that comes twice, and an override of an arm that is not there.
-    """
-    pairs = [part.strip().partition("=") for part in text.split(",")]
-    arms = [Arm(name, objective or name) for name, _, objective in pairs]
-    for arm in arms:
-        if not arm.name or not set(arm.name) <= NAME_LETTERS:
-            remedy = "use letters, digits, dots, hyphens and underscores"
-            raise UsageError(f"{arm.name!r} cannot name a part of the comparison", place="--objectives", remedy=remedy)
-        if [other.name for other in arms].count(arm.name) > 1:
-            remedy = f"tell them apart: {arm.name}-2={arm.objective}"
-            raise UsageError(f"{arm.name} comes twice", place="--objectives", remedy=remedy)
-    found: dict[str, list[str]] = {"": [], **{arm.name: [] for arm in arms}}
-    for one in overrides:
-        name, own = own_override(one)
-        if name not in found:
-            remedy = f"there are {', '.join(arm.name for arm in arms)}"
-            raise UsageError(f"no part called {name}", place=f"--set {one}", remedy=remedy)
-        field = own.partition("=")[0]
-        if field in OWN_FIELDS or field.startswith("guard.") or (name and field == "seed"):
-            remedy = "it follows from --seeds, --budget and --points; a guard is left out"
-            raise UsageError("is not to be set in a comparison", place=f"--set {one}", remedy=remedy)
-        found[name].append(own)
-    return [replace(arm, overrides=tuple(found[arm.name])) for arm in arms], found[""]
-
-
-NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
-
-
-def own_override(text: str) -> tuple[str, str]:
-    """`ARM:FIELD=VALUE` as (arm, `FIELD=VALUE`); ("", text) where it is meant for all."""
-    name, colon, _ = text.partition("=")[0].partition(":")
-    return (name, text[len(name) + 1 :]) if colon else ("", text)
-
-
 def plan_trials(
     source: str, arms: Sequence[Arm], shared: Sequence[str], seeds: int, budget: Budget, points: int, out: Path
 ) -> list[Trial]:
@@ -160,8 +66,7 @@ def plan_trials(
     trials = []
     for seed in range(usual.recipe.seed, usual.recipe.seed + seeds):
         for arm in arms:
-            chosen = [] if arm.objective == usual.recipe.objective.name else [f"objective={arm.objective}"]
-            own = [*OVERRIDES, *shared, *chosen, *arm.overrides, f"seed={seed}", f"name={arm.name}-seed{seed}"]
+            own = [*arm_overrides(usual.recipe, arm, shared), f"seed={seed}", f"name={arm.name}-seed{seed}"]
             own += paid_epochs(load_recipe(source, own), usual.recipe, images, budget, points)
             trials.append(Trial(arm.name, load_recipe(source, own), out / "runs" / f"{arm.name}-seed{seed}"))
     return trials
@@ -188,12 +93,7 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
 
 
 def compare(trials: Sequence[Trial], out: Path, holding: Holding | None = None) -> Generator[Event, None, Compared]:
-    """Make the runs that are missing, and show what all of them reached, and how far while `holding` held.
-
-    UsageError where a run does not measure what is to hold.
-    """
-    for trial in trials:
-        check_holding(holding, measured_names(trial.resolved))
+    """Make the runs that are missing, and show what all of them reached, and how far while `holding` held."""
     for number, trial in enumerate(trials, start=1):
         lock, which = out / "locks" / trial.folder.name, f"run {number} of {len(trials)}: {trial.folder.name}"
         with writing(lock):

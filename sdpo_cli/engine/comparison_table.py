@@ -6,7 +6,10 @@ from dataclasses import asdict
 
 from sdpo_cli.engine.comparison import Cell, Curve
 
-READ_OFF = "Means ± standard deviation over seeds. Between two evaluations a value is read off the line between them."
+READ_OFF = (
+    "Means ± standard deviation over seeds. Bold: the highest mean, and every mean whose deviation overlaps its; none "
+    "where a part has one seed alone. Between two evaluations a value is read off the line between them."
+)
 """What the tables do not say of themselves."""
 
 
@@ -35,18 +38,20 @@ def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve]) -> str:
 
 
 def comparison_markdown(cells: Sequence[Cell]) -> str:
-    """A table for each measure and axis, a row an arm, a column a step count: mean ± spread over seeds, best bold."""
+    """A table for each measure and axis, a row an arm, a column a step count: mean ± spread over seeds."""
     parts = []
     for title in dict.fromkeys(map(heading, cells)):
         some = [cell for cell in cells if heading(cell) == title]
         steps = list(dict.fromkeys(cell.steps for cell in some))
-        best = {count: max(cell.mean for cell in some if cell.steps == count) for count in steps}
+        leaders = {count: leading([cell for cell in some if cell.steps == count]) for count in steps}
         rows = [f"| {title} | " + " | ".join(map(step_word, steps)) + " |"]
         rows.append("|---" * (len(steps) + 1) + "|")
         rows.append("| base model | " + " | ".join(figure(first(some, count).base) for count in steps) + " |")
         for arm in dict.fromkeys(cell.arm for cell in some):
             mine = {cell.steps: cell for cell in some if cell.arm == arm}
-            rows.append(f"| {arm} | " + " | ".join(written(mine[count], best[count]) for count in steps) + " |")
+            rows.append(
+                f"| {arm} | " + " | ".join(written(mine[count], arm in leaders[count]) for count in steps) + " |"
+            )
         parts.append("\n".join(rows))
     return "\n\n".join([*parts, READ_OFF]) + "\n"
 
@@ -70,10 +75,18 @@ def step_word(steps: int) -> str:
     return f"{steps} step{'' if steps == 1 else 's'}"
 
 
-def written(cell: Cell, best: float) -> str:
-    """`0.812 ± 0.013`, bold where it is the best."""
+def leading(cells: Sequence[Cell]) -> set[str]:
+    """The arm with the highest mean and those whose mean ± spread overlaps its; none where a spread is not known."""
+    best = max(cells, key=lambda cell: cell.mean)
+    if any(cell.spread is None for cell in cells):
+        return set()
+    return {cell.arm for cell in cells if cell.mean + (cell.spread or 0) >= best.mean - (best.spread or 0)}
+
+
+def written(cell: Cell, bold: bool) -> str:
+    """`0.812 ± 0.013`, bold or not."""
     text = figure(cell.mean) + ("" if cell.spread is None else f" ± {cell.spread:.{digits(cell.mean)}f}")
-    return f"**{text}**" if cell.mean == best else text
+    return f"**{text}**" if bold else text
 
 
 def figure(value: float) -> str:

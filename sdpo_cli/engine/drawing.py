@@ -17,7 +17,6 @@ from sdpo_cli.engine.files import write_bytes
 from sdpo_cli.engine.images import picture_grid, png_bytes, write_png
 from sdpo_cli.engine.rollout import encode_distinct, take
 from sdpo_cli.engine.sampling import sample_pictures
-from sdpo_cli.errors import UsageError
 
 COLUMNS = 8
 GRID_PICTURES = 100
@@ -49,19 +48,6 @@ class Order:
     sampler: Sampler
     batch: int
     model: str
-
-
-def new_folder(out: Path | None, default: Path) -> Path:
-    """`out`, which must be new or empty, or the first free of `default`, `default`-2, ..."""
-    if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("is not an empty folder", place=str(out), remedy="name another one with --out")
-        return out
-    number, path = 1, default
-    while path.exists():
-        number += 1
-        path = default.with_name(f"{default.name}-{number}")
-    return path
 
 
 def draw_into(

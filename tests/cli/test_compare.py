@@ -101,6 +101,13 @@ def shipped(name):
 
 def test_a_path_without_a_run_among_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", "quickstart", "nowhere"]) == 2
-    message = "error: quickstart: holds no run; name one recipe, or folders that `sdpo train` wrote\n"
-    assert capsys.readouterr().err == message
+    remedy = "name one recipe, or folders that `sdpo train` wrote"
+    (tmp_path / "empty").mkdir()
+    for sources, fault in [
+        (["quickstart", "nowhere"], f"nowhere: neither a recipe nor a run; {remedy}"),
+        (["runs/quikstart"], f"runs/quikstart: neither a recipe nor a run; did you mean quickstart? {remedy}"),
+        (["empty"], f"empty: neither a recipe nor a run; {remedy}"),
+        (["quickstart", "guarded"], f"quickstart: a recipe, and not the only one named; {remedy}"),
+    ]:
+        assert main(["compare", *sources]) == 2
+        assert capsys.readouterr().err == f"error: {fault}\n"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sdpo_cli.api.tensors import LearningPlan
-from sdpo_cli.engine.compare import Arm, Budget, check_holding, parse_arms, parse_budget, parse_holding, plan_trials
+from sdpo_cli.engine.compare import plan_trials
 from sdpo_cli.engine.comparison import (
+    Cell,
     Curve,
     Holding,
     Point,
@@ -16,7 +17,8 @@ from sdpo_cli.engine.comparison import (
     tabulate,
     value_at,
 )
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown
+from sdpo_cli.engine.comparison_plan import Arm, Budget, check_holding, parse_arms, parse_budget, parse_holding
+from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.errors import SdpoError, UsageError
 
@@ -60,11 +62,29 @@ def test_the_table_compares_what_every_run_reached():
 def test_the_table_in_words():
     assert comparison_markdown(tabulate(CURVES)) == (
         "| style, after 128 pictures | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
-        "| dense | **0.800 ± 0.141** |\n| sparse | 0.600 |\n\n"
+        "| dense | 0.800 ± 0.141 |\n| sparse | 0.600 |\n\n"
         "| style, after 192 reward queries | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
-        "| dense | 0.600 ± 0.141 |\n| sparse | **0.800** |\n\n"
-        "Means ± standard deviation over seeds. Between two evaluations a value is read off the line between them.\n"
+        "| dense | 0.600 ± 0.141 |\n| sparse | 0.800 |\n\n"
+        "Means ± standard deviation over seeds. Bold: the highest mean, and every mean whose deviation overlaps its; "
+        "none where a part has one seed alone. Between two evaluations a value is read off the line between them.\n"
     )
+
+
+def cell(arm, mean, spread):
+    return Cell(arm, "images", 128, 4, "style", 0.3, mean, spread, 1 if spread is None else 3)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([cell("a", 0.8, 0.05), cell("b", 0.7, 0.04), cell("c", 0.7, 0.06)], {"a", "c"}),  # .74 < .75 <= .76
+        ([cell("a", 0.7, 0.0), cell("b", 0.7, 0.0)], {"a", "b"}),
+        ([cell("a", 0.8, None), cell("b", 0.2, 0.01)], set()),
+        ([cell("a", 0.8, 0.01), cell("b", 0.2, None)], set()),
+    ],
+)
+def test_what_no_spread_tells_from_the_best_is_bold_with_it(cells, expected):
+    assert leading(cells) == expected
 
 
 def test_the_table_for_programs_holds_every_point():
@@ -113,7 +133,7 @@ def test_the_table_of_what_was_reached_while_a_measure_held():
         "|---|---|",
         "| base model | 0.300 |",
         "| greedy | 0.480 ± 0.255 |",  # .66 and .30: √(2 · .18²)
-        "| modest | **0.600** |",
+        "| modest | 0.600 |",
     ]
     # At 128 queries the greedy runs have drawn 64 pictures.
     assert [(cell.arm, cell.axis, cell.amount) for cell in cells[2:]] == [
