@@ -146,7 +146,8 @@ def sample_trajectories(
 ) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:
     """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers."""
     x = kernel.initial_scale * initial_noise(model, plan, numbers, seed)
-    sources = [generator(seed, "action", number, r) for r in range(plan.rollouts) for number in numbers]
+    drawn = range(0, plan.rollouts, 2 if plan.antithetic else 1)
+    sources = [generator(seed, "action", number, r) for r in drawn for number in numbers]
     states, estimates, log_probs = [x], [], []
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(numbers),), step, device=model.device))
@@ -154,12 +155,19 @@ def sample_trajectories(
         x0 = denoise_rollouts(model, x, at, conditioning, shared)
         wide = at.at(torch.arange(len(numbers), device=model.device).expand(plan.rollouts, -1))
         mean = step_mean(x, x0, wide)
-        noise = normal(model.latent_shape, sources, model.device).view_as(x)
+        noise = normal(model.latent_shape, sources, model.device).view(len(drawn), *x.shape[1:])
+        if plan.antithetic:
+            noise = mirrored(noise)[: plan.rollouts]
         x = mean + wide.std[..., None, None, None] * noise
         log_probs.append(torch.where(wide.std > 0, gaussian_log_prob(x, mean, wide.std), 0.0))
         states.append(x)
         estimates.append(x0)
     return torch.stack(states, 2), torch.stack(estimates, 2), torch.stack(log_probs, 2)
+
+
+def mirrored(noise: Float[Tensor, "N ..."]) -> Float[Tensor, "M ..."]:
+    """Each noise and after it its negative, M = 2 N: antithetic variates (Hammersley and Morton, 1956)."""
+    return torch.stack([noise, -noise], dim=1).flatten(0, 1)
 
 
 def initial_noise(

@@ -42,6 +42,19 @@ def test_rollouts_with_noise_of_their_own_differ_from_the_start(model):
     assert tiny.biggest_difference(rollouts.x_t[0, :, 0], rollouts.x_t[2, :, 0]) > 1
 
 
+def test_antithetic_rollouts_take_the_negative_of_each_other_s_noise(model):
+    plan, tables = LearningPlan(rollouts=3, antithetic=True), kernel(model)
+    rollouts = roll_out(model, tables, tiny.draw(model), plan, 0, 2)
+    own = roll_out(model, tables, tiny.draw(model), LearningPlan(rollouts=3), 0, 2)
+    assert torch.equal(rollouts.x_t[0], own.x_t[0])  # each by itself is drawn as ever
+    for step in range(3):
+        at = tables.at(torch.full((3, 5), step))
+        mean = step_mean(rollouts.x_t[:, :, step], rollouts.x0[:, :, step], at)
+        noise = (rollouts.x_t[:, :, step + 1] - mean) / at.std[..., None, None, None]
+        torch.testing.assert_close(noise[1], -noise[0], rtol=1e-3, atol=1e-3)
+        assert tiny.biggest_difference(noise[2].abs(), noise[0].abs()) > 1
+
+
 def test_a_pair_costs_one_network_call_less_than_two_rollouts(model, monkeypatch):
     pictures = []
     denoise = model.denoise

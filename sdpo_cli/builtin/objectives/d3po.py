@@ -19,7 +19,7 @@ class D3po:
 
     def __init__(self, options: D3poOptions) -> None:
         self.beta = options.beta
-        self.plan = replace(TERMINAL, reference=True, **prompt_statistics(options))
+        self.plan = replace(TERMINAL, reference=True, antithetic=options.antithetic, **prompt_statistics(options))
 
     def loss(self, batch: LossBatch) -> ObjectiveResult:
         """The mean loss of B pairs, each at its own step."""

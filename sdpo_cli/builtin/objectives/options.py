@@ -40,7 +40,16 @@ class AdvantageOptions(Options):
     statistics: StatisticsOptions = Field(default=StatisticsOptions(), description="per-prompt return statistics")
 
 
-class SdpoOptions(AdvantageOptions):
+class PairOptions(AdvantageOptions):
+    """What every objective says that compares the two rollouts of a pair."""
+
+    antithetic: bool = Field(
+        default=False,
+        description="the second rollout takes the negative of the first one's noise at every step, or noise of its own",
+    )
+
+
+class SdpoOptions(PairOptions):
     """SDPO's settings; the defaults are the published ones but for `credit` and `dense.anchor`."""
 
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
@@ -80,7 +89,7 @@ class GrpoOptions(Options):
     advantage_clip: float = Field(default=5.0, gt=0, description="limit of advantages, in standard deviations")
 
 
-class RebelOptions(AdvantageOptions):
+class RebelOptions(PairOptions):
     """REBEL's settings."""
 
     beta: float = Field(default=1.0, gt=0, description="factor of the trajectory's difference of log-ratios")
@@ -92,7 +101,7 @@ class PrdpOptions(RebelOptions):
     clip: float = Field(default=1e-4, gt=0, description="limit of each step's log-ratio, nats per latent element")
 
 
-class D3poOptions(AdvantageOptions):
+class D3poOptions(PairOptions):
     """D3PO's settings."""
 
     beta: float = Field(default=0.1, gt=0, description="how strongly the base model holds on to the policy")

@@ -20,6 +20,7 @@ class Sdpo:
         self.plan = LearningPlan(
             rollouts=2,
             shared_noise=True,
+            antithetic=options.antithetic,
             dense=options.dense.mode,
             anchor=options.dense.anchor,
             predictor=options.dense.predictor,
