@@ -1,9 +1,9 @@
 """The study behind docs/evidence.md: `python docs/evidence/study.py --workers 16 --out study`.
 
-First every method's learning rate is searched for on every reward, with a seed of its own; then each runs with the best
-one and three seeds; then SDPO's parts are changed one at a time; then rollouts of 16 and 50 steps. Every part is an `sdpo
-compare`, given to `workers` processes that share its runs. Given again it goes on where it was. `--small` is a small one
-for a CPU.
+First every method's learning rate is searched for on every reward, with a seed of its own; then each runs with the
+best one and three seeds; then SDPO's parts are changed one at a time; then rollouts of 16 and 50 steps. Every part is
+an `sdpo compare`, given to `workers` processes that share its runs. Given again it goes on where it was. `--small` is a
+small one for a CPU.
 """
 
 import argparse
