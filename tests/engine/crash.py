@@ -12,11 +12,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 FILE_WORK = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 """Audit events of Python at which a child may end itself: just before the file or folder is touched."""
+
+IMPORTED = (
+    "sdpo_cli.main", "sdpo_cli.engine.compare", "sdpo_cli.builtin.models", "sdpo_cli.builtin.rewards",
+    "sdpo_cli.builtin.prompts", "sdpo_cli.builtin.objectives", "sdpo_cli.builtin.models.unet",
+    "sdpo_cli.api.diffusers_load", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "peft",
+    "tensorboardX", "matplotlib.figure", "matplotlib.backends.backend_agg",
+)  # fmt: skip
 
 
 class Forge:
@@ -98,7 +106,9 @@ def ended(child: int, seconds: float | None) -> int:
 
 
 def import_everything() -> None:
-    """What a training run imports, now or later."""
+    """What a training run and a comparison import, now or later."""
+    for module in IMPORTED:
+        import_module(module)
 
 
 def strike(argv: Sequence[str], cwd: str, under: str, die_at: int | None) -> None:
