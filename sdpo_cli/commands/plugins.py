@@ -12,9 +12,10 @@ import typer
 from sdpo_cli.commands.check_plugin import check, named
 from sdpo_cli.commands.completion import complete_plugin
 from sdpo_cli.commands.new_plugin import new
+from sdpo_cli.commands.tables import columns, paragraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -37,16 +38,15 @@ def list_plugins(
     if as_json:
         print(json.dumps(_as_json(registry), indent=2, ensure_ascii=False))
         return
-    for kind in HOOKS.values():
-        rows = [
-            (registry.plain_name(plugin), plugin.spec.summary, plugin.spec.version, plugin.origin)
+    groups = {
+        f"{kind.kind}s": sorted(
+            (registry.plain_name(plugin), f"{plugin.spec.summary} (version {plugin.spec.version}, {plugin.origin})")
             for plugin in registry.of_kind(kind)
-        ]
-        if rows:
-            _print((kind.kind, "summary", "version", "from"), sorted(rows))
-    if registry.broken:
-        broken = [(plugin.origin, plugin.entry_point, plugin.reason) for plugin in registry.broken]
-        _print(("broken", "entry point", "reason"), broken)
+        )
+        for kind in HOOKS.values()
+    }
+    groups["broken"] = [(plugin.origin, f"{plugin.entry_point}: {plugin.reason}") for plugin in registry.broken]
+    print("\n\n".join(f"{head}\n{columns(rows)}" for head, rows in groups.items() if rows))
 
 
 @app.command()
@@ -57,17 +57,16 @@ def show(
     for index, plugin in enumerate(named(name)):
         spec = plugin.spec
         print("\n" * bool(index) + f"{spec.name}: {spec.kind}, version {spec.version}, from {plugin.origin}")
-        print(spec.summary)
-        print(f"Source: {spec.source}")
-        for fact, said in spec.facts.items():
-            print(f"{fact[:1].upper()}{fact[1:]}: {said}")
-        for line in _downloads(plugin):
-            print(f"Downloads: {line}")
+        facts = [f"{fact[:1].upper()}{fact[1:]}: {said}" for fact, said in spec.facts.items()]
+        downloads = [f"Downloads: {line}" for line in _downloads(plugin)]
+        for line in (spec.summary, f"Source: {spec.source}", *facts, *downloads):
+            print(paragraph(line, hanging="  "))
         options = list(_options(spec.options))
-        if options:
-            _print(("option", "type", "default", "description"), options)
-        else:
-            print("It has no options.")
+        print("\nOptions:" if options else "It has no options.")
+        for name, kind, default, description in options:
+            print(paragraph(f"{name}: {kind}, {default}", indent="  ", hanging="      "))
+            if description:
+                print(paragraph(description, indent="      "))
 
 
 app.command("check")(check)
@@ -98,7 +97,7 @@ def _options(schema: type[Options], prefix: str = "") -> Iterator[tuple[str, str
             default = (
                 "required"
                 if field.is_required()
-                else json.dumps(field.get_default(call_default_factory=True), default=str)
+                else f"default {json.dumps(field.get_default(call_default_factory=True), default=str)}"
             )
             yield name, _type_text(field), default, field.description or ""
 
@@ -146,17 +145,3 @@ def _as_json(registry: Registry) -> dict[str, Any]:
         for plugin in registry.plugins
     ]
     return {"plugins": plugins, "broken": [asdict(plugin) for plugin in registry.broken]}
-
-
-def _print(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: as wide as the terminal, 80 columns in a pipe."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)

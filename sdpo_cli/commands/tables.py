@@ -1,5 +1,8 @@
-"""Tables on stdout."""
+"""Tables and paragraphs on stdout, as wide as the terminal, 80 columns in a pipe."""
 
+from collections.abc import Sequence
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,3 +47,21 @@ def interval(value: "Interval", sign: str = "") -> str:
     """`0.413 ± 0.021`, or the mean alone where there is no interval."""
     mean = f"{value.mean:{sign}.3f}"
     return mean if value.low is None else f"{mean} ± {value.mean - value.low:.3f}"
+
+
+def columns(rows: Sequence[tuple[str, str]]) -> str:
+    """Names in one column, whole, and folded beside them what is said of each; no name may be cut."""
+    indent = max(len(name) for name, _ in rows) + 4
+    return "\n".join(paragraph(text, indent=f"  {name}".ljust(indent), hanging=" " * indent) for name, text in rows)
+
+
+def paragraph(text: str, *, indent: str = "", hanging: str | None = None) -> str:
+    """A text folded at spaces alone: what is longer than a line, such as an address, stays whole to be copied."""
+    return fill(
+        text,
+        get_terminal_size((80, 24)).columns,
+        initial_indent=indent,
+        subsequent_indent=indent if hanging is None else hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
