@@ -24,7 +24,7 @@ class SdpoError(Exception):
 
 
 class UsageError(SdpoError):
-    """The command line or an input file asks for something that cannot be done."""
+    """The command line or an input file asks for what cannot be done, or names what is not there."""
 
     exit_code = 2
 
@@ -40,13 +40,13 @@ class RecipeError(SdpoError):
 
 
 class PluginError(SdpoError):
-    """A plug-in is missing, broken, in conflict, or broke its contract."""
+    """A plug-in is not installed, broken, in conflict, or broke its contract."""
 
     exit_code = 3
 
 
 class ArtifactError(SdpoError):
-    """A file or folder cannot be read, written, or is not what it should be."""
+    """A file or folder that is there cannot be read or written, or is not what it should be."""
 
     exit_code = 4
 

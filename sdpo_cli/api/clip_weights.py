@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from sdpo_cli.api.lora import first_line
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, UsageError
 
 FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 EPSILON = 1e-5
@@ -79,7 +79,10 @@ CLIP_H = ClipKind("open_clip's ViT-H-14", "gelu", image_heads=16, text_heads=16)
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights that `path` is, or holds under a usual name or alone. ArtifactError where there is none."""
+    """The file of weights that `path` is, or holds under a usual name or alone.
+
+    UsageError where nothing is there, ArtifactError where it is no such folder.
+    """
     if path.is_dir():
         usual = [path / name for name in FILES if (path / name).is_file()]
         found = usual[:1] or list(path.glob("*.safetensors"))
@@ -88,7 +91,7 @@ def weights_file(path: Path) -> Path:
             raise ArtifactError(f"{len(found)} files of weights in this folder", place=str(path), remedy=remedy)
         return found[0]
     if not path.is_file():
-        raise ArtifactError("no such file or folder", place=str(path), remedy="name a file of weights or its folder")
+        raise UsageError("no such file or folder", place=str(path), remedy="name a file of weights or its folder")
     return path
 
 

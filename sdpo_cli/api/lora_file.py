@@ -16,7 +16,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdpo_cli.errors import ArtifactError, first_line
+from sdpo_cli.errors import ArtifactError, UsageError, first_line
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
@@ -165,7 +165,10 @@ def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_lora(path: Path) -> Path:
-    """The LoRA file that `path` is, or holds as diffusers names it. ArtifactError where there is none."""
+    """The LoRA file that `path` is, or holds as diffusers names it.
+
+    UsageError where nothing is there, ArtifactError where it is no LoRA.
+    """
     if path.is_dir():
         if (path / WEIGHTS).is_file():
             return path / WEIGHTS
@@ -175,7 +178,7 @@ def find_lora(path: Path) -> Path:
         raise ArtifactError(fault, place=str(path), remedy=remedy)
     if not path.is_file():
         remedy = "name a run, an adapter's folder or a .safetensors file"
-        raise ArtifactError("no such file or folder", place=str(path), remedy=remedy)
+        raise UsageError("no such file or folder", place=str(path), remedy=remedy)
     if path.suffix != ".safetensors":
         fault = "not a .safetensors file; pickles are never loaded"
         raise ArtifactError(fault, place=str(path), remedy="save the LoRA anew as safetensors")

@@ -10,7 +10,7 @@ from pydantic import Field, create_model
 
 from sdpo_cli.api.hub import fetch
 from sdpo_cli.api.specs import HubFiles, Options, UserPath
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, UsageError
 
 INDEX = "model_index.json"
 SKIPPED = {"safety_checker", "feature_extractor", "image_encoder"}
@@ -116,12 +116,12 @@ def pipeline_needs(options: PipelineOptions, components: Sequence[str]) -> list[
 
 
 def hub_file(path: str) -> HubFiles:
-    """`OWNER/NAME/FILE` or `OWNER/NAME@REVISION/FILE` as a file on the hub. ArtifactError where it has another form."""
+    """`OWNER/NAME/FILE` or `OWNER/NAME@REVISION/FILE` as a file on the hub. UsageError where it has another form."""
     owner, _, rest = path.partition("/")
     name, _, file = rest.partition("/")
     if not file.endswith(".safetensors"):
         remedy = "name a .safetensors file, or OWNER/NAME/FILE.safetensors on the hub"
-        raise ArtifactError("no such file", place=path, remedy=remedy)
+        raise UsageError("no such file", place=path, remedy=remedy)
     return HubFiles(*pinned(f"{owner}/{name}"), (file,))
 
 

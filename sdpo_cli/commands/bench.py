@@ -35,13 +35,17 @@ def bench(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.bench import bench as measure
-    from sdpo_cli.engine.bench_record import as_json, check_comparable, read_result
-    from sdpo_cli.engine.files import write_text
+    from sdpo_cli.engine.files import check_named, write_text
     from sdpo_cli.registry import load_recipe
 
+    resolved = load_recipe(recipe, overrides or [])
+    if against:
+        check_named(against)
+    from sdpo_cli.engine.bench import bench as measure  # imports torch, which takes seconds
+    from sdpo_cli.engine.bench_record import as_json, check_comparable, read_result
+
     earlier = read_result(against) if against else None
-    work = measure(load_recipe(recipe, overrides or []), epochs=epochs, random_weights=random_weights)
+    work = measure(resolved, epochs=epochs, random_weights=random_weights)
     result = show(work, Console(stderr=True), quiet=quiet)
     if json:
         write_text(json, as_json(result))

@@ -48,14 +48,16 @@ def evaluate(
 
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.tables import print_report
-    from sdpo_cli.engine.drawing import new_folder
-    from sdpo_cli.engine.evaluation_run import Request, evaluate_source
+    from sdpo_cli.engine.artifacts import new_folder
     from sdpo_cli.engine.sources import find_source
 
-    found = find_source(source)
+    counts, found = step_counts(steps) if steps else None, find_source(source)
+    folder = new_folder(out, Path("evals") / found.label)
     say_fallback(source, found, quiet=quiet)
+    from sdpo_cli.engine.evaluation_run import Request, evaluate_source  # imports torch, which takes seconds
+
     request = Request(
-        steps=step_counts(steps) if steps else None,
+        steps=counts,
         rewards=reward or [],
         prompts=prompts,
         images_per_prompt=images_per_prompt,
@@ -64,7 +66,6 @@ def evaluate(
         batch=batch,
         device=device,
     )
-    folder = new_folder(out, Path("evals") / found.label)
     evaluation = show(evaluate_source(found, request, folder), Console(stderr=True), quiet=quiet)
     print_report(evaluation.report)
 

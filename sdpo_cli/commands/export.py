@@ -33,11 +33,14 @@ def export(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.drawing import new_folder
-    from sdpo_cli.engine.export import Order, check_order, find_adapter
+    from sdpo_cli.engine.artifacts import new_folder
+    from sdpo_cli.engine.sources import adapter_folder
+
+    place, of_run = adapter_folder(run)
+    from sdpo_cli.engine.export import Order, check_order, find_adapter  # imports torch, which takes seconds
     from sdpo_cli.engine.export import export as carry_out
 
-    found, order = find_adapter(run), Order(format, denoiser_only, device)
+    found, order = find_adapter(place, of_run), Order(format, denoiser_only, device)
     check_order(found, order)
     folder = new_folder(out, Path("exports") / f"{found.label}-{format}")
     typer.echo(show(carry_out(found, order, folder), Console(stderr=True), quiet=quiet))

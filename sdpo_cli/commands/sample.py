@@ -34,16 +34,19 @@ def sample(
 
     The prompt, seed, steps, model and adapter stand in each PNG's metadata and in samples.jsonl.
     """
-    texts = prompt_texts(prompt, prompts)  # before torch is imported: a fault comes at once
+    texts = prompt_texts(prompt, prompts)
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.drawing import Order, draw_into, new_folder
-    from sdpo_cli.engine.sources import find_source, load_model
+    from sdpo_cli.engine.artifacts import new_folder
+    from sdpo_cli.engine.sources import find_source
 
     found = find_source(source)
-    say_fallback(source, found, quiet=quiet)
     folder = new_folder(out, Path("samples") / found.label)
+    say_fallback(source, found, quiet=quiet)
+    from sdpo_cli.engine.drawing import Order, draw_into  # imports torch, which takes seconds
+    from sdpo_cli.engine.setup import load_model
+
     model = load_model(found, device)
     order = Order(texts, count, seed, steps, sampler_of(model, eta), batch, found.name)
     for path in show(draw_into(folder, model, order, adapter=found.adapter), Console(stderr=True), quiet=quiet):

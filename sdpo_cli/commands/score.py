@@ -53,13 +53,15 @@ def score(
 
     from sdpo_cli.commands.display import show
     from sdpo_cli.engine.pictures import find_pictures, with_prompts
-    from sdpo_cli.engine.scores import score_files
-    from sdpo_cli.engine.setup import pick_device
     from sdpo_cli.errors import PluginError
     from sdpo_cli.registry import chosen_rewards
 
     chosen = chosen_rewards(reward, "--reward")
-    pictures = with_prompts(find_pictures(images), given_prompts(prompts), prompts)
+    found, given = find_pictures(images), given_prompts(prompts)
+    from sdpo_cli.engine.scores import score_files  # imports torch, which takes seconds
+    from sdpo_cli.engine.setup import pick_device
+
+    pictures = with_prompts(found, given, prompts)
     torch_device = pick_device(device)
     rewards = loaded_rewards(chosen, str(torch_device))
     path = out or default_out(images)

@@ -48,7 +48,6 @@ def serve_reward(
     A recipe asks it with `reward: {http: {urls: ["http://127.0.0.1:8765"]}}`. Ctrl-C or SIGTERM ends it.
     """
     from sdpo_cli.api.remote import Limits
-    from sdpo_cli.engine.serving import listening, make_app, serve
     from sdpo_cli.errors import UsageError
 
     limits = Limits(max_images=max_images, max_pixels=max_pixels, max_bytes=max_bytes, timeout=timeout)
@@ -56,7 +55,10 @@ def serve_reward(
     if token is None and host not in LOOPBACK:
         fault = f"{host} is open to others, and there is no token"
         raise UsageError(fault, place="--host", remedy=f"set {TOKEN}, or listen at 127.0.0.1")
-    service = loaded_service(chosen_reward(name, overrides or []), limits, token, device)
+    chosen = chosen_reward(name, overrides or [])
+    from sdpo_cli.engine.serving import listening, make_app, serve  # imports torch, which takes seconds
+
+    service = loaded_service(chosen, limits, token, device)
     app = make_app(service)
     with listening(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host

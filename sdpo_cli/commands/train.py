@@ -32,7 +32,6 @@ def train(
 
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.tables import print_report
-    from sdpo_cli.engine import run
     from sdpo_cli.engine.artifacts import latest_run
     from sdpo_cli.errors import UsageError
     from sdpo_cli.registry import load_recipe
@@ -41,10 +40,13 @@ def train(
         raise UsageError("a resumed run has its own recipe", place=recipe, remedy="name the run's folder with --out")
     if not resume and not recipe:
         raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
-    if resume:
+    resolved = load_recipe(recipe, overrides or []) if recipe else None
+    from sdpo_cli.engine import run  # imports torch, which takes seconds
+
+    if resolved is None:
         events = run.resume(run.find_run(out, latest_run()), overrides or [])
     else:
-        events = run.start(load_recipe(recipe or "", overrides or []), out)
+        events = run.start(resolved, out)
     trained = show(events, Console(stderr=True), quiet=quiet)
     print_report(trained.evaluation.report)
     if not quiet:

@@ -13,8 +13,8 @@ from sdpo_cli.engine.grids import SHOWN, before_after
 from sdpo_cli.engine.images import png_bytes
 from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import Picture, ReportPage, render_report
-from sdpo_cli.engine.setup import load_prompts, load_rewards, pick_device
-from sdpo_cli.engine.sources import Source, load_model
+from sdpo_cli.engine.setup import load_model, load_prompts, load_rewards, pick_device
+from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import UsageError
 from sdpo_cli.recipe import EvalSection, dump_recipe
 from sdpo_cli.recipe.schema import REWARD_TIMEOUT

@@ -13,15 +13,15 @@ from sdpo_cli.api.finetune import WEIGHTS as FULL_WEIGHTS
 from sdpo_cli.api.lora_file import WEIGHTS, from_diffusers, kohya_tensors, read_lora
 from sdpo_cli.api.tensors import Mergeable
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
-from sdpo_cli.engine.artifacts import RunFolder, is_run, latest_run, library_versions
+from sdpo_cli.engine.artifacts import RunFolder, library_versions
 from sdpo_cli.engine.events import Event, FileWritten, StageStarted
 from sdpo_cli.engine.files import read_text, writing
 from sdpo_cli.engine.guarding import account_of
 from sdpo_cli.engine.records import from_json
 from sdpo_cli.engine.report import ModelCard, render_model_card
-from sdpo_cli.engine.sources import Source, load_model, run_source
-from sdpo_cli.errors import ArtifactError, UsageError
-from sdpo_cli.recipe.paths import user_path
+from sdpo_cli.engine.setup import load_model
+from sdpo_cli.engine.sources import Source, run_source
+from sdpo_cli.errors import UsageError
 
 Format = Literal["diffusers", "kohya", "merged"]
 WHAT = {
@@ -56,22 +56,14 @@ class Order:
     device: str = "cpu"
 
 
-def find_adapter(name: str | None) -> Adapter:
-    """The adapter of a run, by default of the latest one, or in a folder. ArtifactError where there is none."""
-    path = user_path(name) if name else latest_run()
-    if path is None:
-        raise UsageError("no run under runs/", place="sdpo export", remedy="name a run or an adapter's folder")
-    run = path if is_run(path) else path.resolve().parent
-    if is_run(run) and path.resolve() in (run.resolve(), RunFolder(run).adapter.resolve()):
-        folder = RunFolder(run)
-        source = run_source(folder)
-        return Adapter(source.label, adapter_files(folder.adapter), folder, source)
-    if not path.is_dir():
-        fault = "not a folder" if path.exists() else "no such folder"
-        raise ArtifactError(fault, place=str(path), remedy="name a run or an adapter's folder")
-    if not any((path / weights).is_file() for weights in (WEIGHTS, FULL_WEIGHTS)):
-        raise ArtifactError("neither a run nor an adapter", place=str(path), remedy="name a folder that has one")
-    return Adapter(path.resolve().name, adapter_files(path))
+def find_adapter(place: Path, run: RunFolder | None) -> Adapter:
+    """The adapter in a folder, and of which run it is. UsageError where there is none."""
+    if run is not None:
+        source = run_source(run)
+        return Adapter(source.label, adapter_files(place), run, source)
+    if not any((place / weights).is_file() for weights in (WEIGHTS, FULL_WEIGHTS)):
+        raise UsageError("neither a run nor an adapter", place=str(place), remedy="name a folder that has one")
+    return Adapter(place.resolve().name, adapter_files(place))
 
 
 def check_order(adapter: Adapter, order: Order) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sdpo_cli.errors import ArtifactError, first_line
+from sdpo_cli.errors import ArtifactError, UsageError, first_line
 
 
 @contextmanager
@@ -60,6 +60,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """`write_text` of one JSON object a line; numbers must be finite."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def check_named(path: Path) -> None:
+    """UsageError where there is nothing at a path that the user named."""
+    if not path.exists():
+        raise UsageError("no such file", place=str(path), remedy="correct the path")
 
 
 def read_text(path: Path) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from sdpo_cli.api import Prompt
 from sdpo_cli.engine.files import read_json_lines, read_text
-from sdpo_cli.engine.images import read_png_text
 from sdpo_cli.errors import ArtifactError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -121,6 +120,8 @@ def with_prompt(picture: Picture, given: Prompt | None) -> Picture:
 
 def embedded_prompt(path: Path) -> str | None:
     """The `prompt` in a PNG's metadata; None also where the file cannot be read, which scoring will tell."""
+    from sdpo_cli.engine.images import read_png_text  # imports torch; paths at fault are told before
+
     try:
         return read_png_text(path).get("prompt")
     except ArtifactError:

@@ -18,6 +18,7 @@ from sdpo_cli.engine.evaluate import Plan
 from sdpo_cli.engine.number_formats import check_dtype
 from sdpo_cli.engine.optimizer import check_optimizer
 from sdpo_cli.engine.scoring import LoadedReward, full_version
+from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
 from sdpo_cli.maths import Kernel, kernel_for, with_floor
 from sdpo_cli.recipe import ModelSection, Recipe, RewardChoice
@@ -195,3 +196,11 @@ def evaluation_plan(setup: Setup) -> Plan:
         batch=section.batch,
         model=setup.recipe.model.name,
     )
+
+
+def load_model(source: Source, device: str) -> BaseModel:
+    """The model, with the source's adapter on it."""
+    model: BaseModel = source.model.load(LoadContext(device=str(pick_device(device)), dtype=source.dtype))
+    if source.adapter:
+        model.load_adapter(source.adapter)
+    return model

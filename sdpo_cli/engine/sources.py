@@ -1,14 +1,15 @@
-"""What `sdpo sample` and `sdpo eval` draw with: a run, a recipe, a model's name, or a folder in diffusers layout."""
+"""What `sdpo sample` and `sdpo eval` draw with: a run, a recipe, a model's name, or a folder in diffusers layout.
+
+Imports no torch, so that a fault comes at once.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
-from sdpo_cli.api import BaseModelSpec, LoadContext
-from sdpo_cli.api.tensors import BaseModel
+from sdpo_cli.api import BaseModelSpec
 from sdpo_cli.engine.artifacts import RUNS, RunFolder, is_run, latest_run
-from sdpo_cli.engine.setup import pick_device
-from sdpo_cli.errors import ArtifactError, RecipeError
+from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
 from sdpo_cli.recipe import ModelSection, read_recipe, shipped_recipes, validate
 from sdpo_cli.recipe.paths import user_path
 from sdpo_cli.recipe.schema import Dtype
@@ -43,7 +44,8 @@ def find_source(name: str | None) -> Source:
 
     Raises:
         PluginError: no model has this name.
-        ArtifactError: it is a path where nothing is, or a run that has no adapter yet.
+        UsageError: it is a path where nothing is.
+        ArtifactError: it is a run that has no adapter yet.
         RecipeError: its recipe is faulty.
     """
     if name is None:
@@ -57,8 +59,25 @@ def find_source(name: str | None) -> Source:
     if path.suffix in (".yaml", ".yml") or name in shipped_recipes():
         return recipe_source(name)
     if not path.exists() and len(path.parts) > 1 and (path.parts[0] == RUNS.name or path.parent.is_dir()):
-        raise ArtifactError("no such run, recipe or folder", place=name, remedy="correct the path")
+        raise UsageError("no such run, recipe or folder", place=name, remedy="correct the path")
     return Source(path.resolve().name, name, load_registry().model(name))
+
+
+def adapter_folder(name: str | None) -> tuple[Path, RunFolder | None]:
+    """The folder of an adapter: of a run, by default of the latest one, which is given too, or one that stands alone.
+
+    UsageError where there is no such folder.
+    """
+    remedy = "name a run or an adapter's folder"
+    path = user_path(name) if name else latest_run()
+    if path is None:
+        raise UsageError("no run under runs/", place="sdpo export", remedy=remedy)
+    run = RunFolder(path if is_run(path) else path.resolve().parent)
+    if is_run(run.path) and path.resolve() in (run.path.resolve(), run.adapter.resolve()):
+        return run.adapter, run
+    if not path.is_dir():
+        raise UsageError("not a folder" if path.exists() else "no such folder", place=str(path), remedy=remedy)
+    return path, None
 
 
 def run_source(folder: RunFolder) -> Source:
@@ -81,11 +100,3 @@ def recipe_source(recipe: str) -> Source:
         raise RecipeError(faults)
     model = load_registry().model(section.name, section.options, f"{read.place}: model", read.folder)
     return Source(str(read.raw["name"]), section.name, model, section.dtype, recipe=recipe)
-
-
-def load_model(source: Source, device: str) -> BaseModel:
-    """The model, with the source's adapter on it."""
-    model: BaseModel = source.model.load(LoadContext(device=str(pick_device(device)), dtype=source.dtype))
-    if source.adapter:
-        model.load_adapter(source.adapter)
-    return model

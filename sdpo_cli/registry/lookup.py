@@ -18,10 +18,10 @@ from sdpo_cli.api import (
     Spec,
 )
 from sdpo_cli.api.specs import IS_PATH
-from sdpo_cli.errors import PluginError, RecipeError, SdpoError
+from sdpo_cli.errors import PluginError, RecipeError, SdpoError, UsageError
 from sdpo_cli.recipe import did_you_mean, joined, validate
 from sdpo_cli.registry.discovery import BrokenPlugin, Plugin, discover, said
-from sdpo_cli.registry.families import existing, family_of, is_hub_id
+from sdpo_cli.registry.families import existing, family_of, is_hub_id, is_path
 from sdpo_cli.registry.functions import FunctionOptions, function_spec, is_function_name
 from sdpo_cli.registry.offered import how_to_install
 
@@ -104,12 +104,13 @@ class Registry:
     def find(self, kind: type[S], name: str, place: str = "", or_else: str = "") -> Plugin:
         """The one plug-in of a kind that answers to `name`. PluginError where there is none, or several.
 
-        `or_else` says what else was looked for under that name.
+        `or_else` says what else was looked for under that name; UsageError where it can be a path alone.
         """
         found = self.named(kind, name)
         if not found:
             fault = f"no {kind.kind} {or_else}{' ' * bool(or_else)}named {name!r}"
-            raise PluginError(fault, place=place, remedy=self.remedy(kind, name))
+            error = UsageError if or_else and is_path(name) else PluginError
+            raise error(fault, place=place, remedy=self.remedy(kind, name))
         if len(found) > 1:
             owners = " and ".join(plugin.distribution for plugin in found)
             remedy = f"write {' or '.join(plugin.full_name for plugin in found)}"
