@@ -70,18 +70,30 @@ class Cell:
 def read_curve(folder: RunFolder, arm: str) -> Curve:
     """A finished run's evaluations; its report is the last one where none was made after the last epoch.
 
-    ArtifactError where it has no report.
+    Evaluations of epochs that the metrics do not know are left out. ArtifactError where it has no report, or no metrics
+    that belong to it.
     """
     if not folder.evaluation.is_file():
         raise ArtifactError("has no report yet", place=str(folder.path), remedy="finish it with `sdpo train --resume`")
     recipe = load_recipe(folder.recipe).recipe
-    spent = {row["epoch"]: (row["images"], row["queries"]) for row in read_json_lines(folder.metrics)}
+    spent = spent_by_epoch(folder.metrics)
     paths = {int(path.stem.removeprefix("epoch-")): path for path in (folder.path / "evaluations").glob("epoch-*.json")}
     paths = {max(spent): folder.evaluation} | {epoch: path for epoch, path in paths.items() if epoch in spent}
     found = {epoch: from_json(read_text(path), str(path)) for epoch, path in paths.items()}
     points = [Point(0, 0, means_of(found[max(spent)], recipe, "base"))]
     points += [Point(*spent[epoch], means_of(found[epoch], recipe, "tuned")) for epoch in sorted(found)]
     return Curve(arm, recipe.seed, tuple(points))
+
+
+def spent_by_epoch(metrics: Path) -> dict[int, tuple[int, int]]:
+    """Pictures drawn and rewards asked until the end of each epoch. ArtifactError where the file does not say it."""
+    try:
+        spent = {row["epoch"]: (row["images"], row["queries"]) for row in read_json_lines(metrics)}
+    except KeyError:
+        spent = {}
+    if not spent:
+        raise ArtifactError("does not say what every epoch took", place=str(metrics), remedy="leave this run out")
+    return spent
 
 
 def means_of(report: EvaluationReport, recipe: Recipe, side: Literal["base", "tuned"]) -> dict[tuple[int, str], float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdpo_cli.api.tensors import LearningPlan
+from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.compare import plan_trials
 from sdpo_cli.engine.comparison import (
     Cell,
@@ -13,6 +14,8 @@ from sdpo_cli.engine.comparison import (
     Holding,
     Point,
     highest_while_holding,
+    means_of,
+    read_curve,
     short_names,
     tabulate,
     value_at,
@@ -20,7 +23,9 @@ from sdpo_cli.engine.comparison import (
 from sdpo_cli.engine.comparison_plan import Arm, Budget, check_holding, parse_arms, parse_budget, parse_holding
 from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading
 from sdpo_cli.engine.credit import queries_per_prompt
-from sdpo_cli.errors import SdpoError, UsageError
+from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
+from sdpo_cli.errors import ArtifactError, SdpoError, UsageError
+from sdpo_cli.registry import load_recipe
 
 KEY = (4, "style")
 
@@ -270,3 +275,81 @@ def test_faults_of_a_part_are_those_of_a_recipe(tmp_path):
 )
 def test_queries_are_foreseen(plan, steps, expected):
     assert queries_per_prompt(plan, steps) == expected
+
+
+RECIPE = """\
+model: emoji-turbo
+prompts: simple-animals
+reward: {colorfulness: {}, emoji-clip: {weight: 100}}
+eval: {steps: [1, 4], rewards: {emoji-style: {style: 3d}}}
+seed: 7
+"""
+
+
+def report(colour, clip, style, diversity=0.5):
+    """An evaluation at 1 and 4 steps: the base model's means are the tuned ones less 0.1, at 4 steps 1 more."""
+
+    def at(steps, name, mean):
+        mean = float(mean)
+        base, tuned = Interval(mean - 0.1 + (steps == 4), None, None), Interval(mean + (steps == 4), None, None)
+        return StepResult(steps, name, base, tuned, tuned, 0.5, 2)
+
+    named = {"colorfulness": colour, "emoji-clip": clip, "emoji-style": style}
+    return EvaluationReport(
+        "m", "a", 2, 4, "ddim", 0.0, 7, tuple(at(steps, *one) for steps in (1, 4) for one in named.items()),
+        (Diversity(1, "x", 0.4, diversity), Diversity(4, "x", 0.4, diversity)),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of 3 epochs, evaluated after the first and, as though it had once been longer, after a fifth."""
+    folder = RunFolder(tmp_path / "run")
+    folder.evaluations.mkdir(parents=True)
+    folder.recipe.write_text(RECIPE)
+    rows = [{"epoch": epoch, "images": 32 * epoch, "queries": 64 * epoch} for epoch in (1, 2, 3)]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder.evaluations / "epoch-00001.json").write_text(to_json(report(50, 0.8, 0.3)))
+    (folder.evaluations / "epoch-00005.json").write_text(to_json(report(99, 0.9, 0.9)))
+    folder.evaluation.write_text(to_json(report(60, 0.7, 0.5)))
+    return folder
+
+
+def test_a_curve_is_read_from_a_run(run):
+    curve = read_curve(run, "arm")
+    assert (curve.arm, curve.seed) == ("arm", 7)
+    assert [(point.images, point.queries) for point in curve.points] == [(0, 0), (32, 64), (96, 192)]
+    # The base model of the report; the trained rewards' sum is colour + 100 · alignment, without the style.
+    assert [point.means[1, "total reward"] for point in curve.points] == pytest.approx([59.9 + 60, 50 + 80, 60 + 70])
+    assert [point.means[4, "emoji-style"] for point in curve.points] == pytest.approx([1.4, 1.3, 1.5])
+    assert [point.means[4, "diversity"] for point in curve.points] == pytest.approx([0.4, 0.5, 0.5])
+
+
+def test_an_evaluation_after_the_last_epoch_stands_before_the_report(run):
+    (run.evaluations / "epoch-00003.json").write_text(to_json(report(70, 0.7, 0.5)))
+    assert read_curve(run, "arm").points[-1].means[1, "colorfulness"] == 70
+
+
+@pytest.mark.parametrize(
+    "reward", ["{colorfulness: {}}", "{colorfulness: {normalise: prompt}, emoji-clip: {normalise: prompt}}"]
+)
+def test_there_is_no_sum_of_what_is_not_added_as_it_is(run, reward):
+    recipe = load_recipe(run.recipe, [f"reward={reward}"]).recipe
+    means = means_of(report(60, 0.7, 0.5), recipe, "tuned")
+    assert (1, "total reward") not in means
+    assert means[1, "colorfulness"] == 60
+
+
+@pytest.mark.parametrize("text", ["", '{"epoch": 1}\n'])
+def test_a_run_whose_metrics_do_not_belong_to_it(run, text):
+    run.metrics.write_text(text)
+    with pytest.raises(ArtifactError) as fault:
+        read_curve(run, "arm")
+    assert str(fault.value) == f"{run.metrics}: does not say what every epoch took; leave this run out"
+
+
+def test_a_run_that_has_not_ended_has_no_curve(run):
+    run.evaluation.unlink()
+    with pytest.raises(ArtifactError) as fault:
+        read_curve(run, "arm")
+    assert str(fault.value) == f"{run.path}: has no report yet; finish it with `sdpo train --resume`"
