@@ -49,6 +49,8 @@ def compare(
     An objective other than the recipe's begins with its own defaults and the recipe's learning rate; give each its own:
     --set ddpo:train.learning_rate=3e-3. Writes figures, a table and the runs. Given again it goes on where it was;
     given in several terminals at once, they share the work.
+
+    It makes a run of each objective and seed: 15 by default, of the quick start about 6 minutes each on one core.
     """
     from rich.console import Console
 
