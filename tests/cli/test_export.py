@@ -140,7 +140,7 @@ def unfinished(folder):
 
 
 def nothing(folder):
-    return ["none"], 4, "none: no such folder; name a run or an adapter's folder"
+    return ["none"], 2, "none: no such folder; name a run or an adapter's folder"
 
 
 def no_runs(folder):
@@ -149,7 +149,7 @@ def no_runs(folder):
 
 def no_adapter(folder):
     (folder / "empty").mkdir()
-    return ["empty"], 4, "empty: neither a run nor an adapter; name a folder that has one"
+    return ["empty"], 2, "empty: neither a run nor an adapter; name a folder that has one"
 
 
 def taken(folder):
@@ -226,7 +226,7 @@ def test_a_lora_that_cannot_be_started_from(workplace, capsys, case):
     (workplace / "few").mkdir()
     start, message = STARTS[case]
     (workplace / "more.yaml").write_text(FULL.replace("train: full", f"lora: {{start: {start}}}"))
-    assert main(["train", "more.yaml", "--out", "run", "--quiet"]) == 4
+    assert main(["train", "more.yaml", "--out", "run", "--quiet"]) == (2 if case == "none" else 4)
     place = message.format(folder=workplace) if case != "none" else message.removeprefix("{folder}/")
     assert capsys.readouterr().err == f"error: {place}\n"
     assert not (workplace / "run").exists()

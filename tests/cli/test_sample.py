@@ -107,7 +107,7 @@ REFUSED = {
         r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? installed: .*",
     ),
     "no such run": (
-        ["sample", "runs/nosuch", "--prompt", "cat"], 4,
+        ["sample", "runs/nosuch", "--prompt", "cat"], 2,
         "runs/nosuch: no such run, recipe or folder; correct the path",
     ),
     "full folder": (

@@ -26,7 +26,7 @@ from sdpo_cli.api.clip_text import END, LENGTH, START, token_ids
 from sdpo_cli.api.clip_weights import from_open_clip, image_config, image_network, part_of, text_config, text_network
 from sdpo_cli.api.images import clip_pixels, padded_pixels
 from sdpo_cli.api.tensors import ScoreRequest
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, UsageError
 from sdpo_cli.testing import check_reward
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -178,14 +178,14 @@ def test_float16_files_compute_in_float32_where_that_is_asked_for(tmp_path):
     assert {weight.dtype for weight in tower.network.parameters()} == {torch.float32}
 
 
-def fault_of(path, kind=CLIP_L):
-    with pytest.raises(ArtifactError) as caught:
+def fault_of(path, kind=CLIP_L, error=ArtifactError):
+    with pytest.raises(error) as caught:
         text_tower(ClipSource(path, kind))
     return str(caught.value)
 
 
 def test_what_is_no_clip_is_said_in_a_line(clip_l, tmp_path):
-    assert fault_of(tmp_path / "none") == (
+    assert fault_of(tmp_path / "none", error=UsageError) == (
         f"{tmp_path}/none: no such file or folder; name a file of weights or its folder"
     )
     remedy = "it must hold model.safetensors, or one safetensors file"

@@ -21,7 +21,7 @@ from sdpo_cli.api.pipelines import (
     pipeline_files,
     pipeline_needs,
 )
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import UsageError
 
 SHA = "0123456789012345678901234567890123456789"
 FILES = {
@@ -247,7 +247,7 @@ class TestNeeds:
         ],
     )
     def test_a_file_on_the_hub_is_safetensors(self, read, path):
-        with pytest.raises(ArtifactError) as fault:
+        with pytest.raises(UsageError) as fault:
             read(path)
         assert str(fault.value) == (
             f"{path}: no such file; name a .safetensors file, or OWNER/NAME/FILE.safetensors on the hub"

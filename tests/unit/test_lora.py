@@ -243,10 +243,6 @@ def test_a_lora_that_does_not_fit(tmp_path, case):
     assert not any("lora" in name for name, _ in network.named_parameters())
 
 
-def missing(folder):
-    return folder / "none", "no such file or folder; name a run, an adapter's folder or a .safetensors file"
-
-
 def empty(folder):
     return folder, ("no pytorch_lora_weights.safetensors in this folder; name a folder that holds a trained adapter")
 
@@ -284,13 +280,20 @@ def broken_metadata(folder):
     )
 
 
-@pytest.mark.parametrize("made", [missing, empty, pickled, pickled_file, torn, renamed_pickle, broken_metadata])
+@pytest.mark.parametrize("made", [empty, pickled, pickled_file, torn, renamed_pickle, broken_metadata])
 def test_a_lora_that_cannot_be_read(tmp_path, made):
     path, message = made(tmp_path)
     with pytest.raises(ArtifactError) as caught:
         load_lora(unet(), StableDiffusionPipeline, "unet", path)
     pattern = re.escape(f"{path}: {message}").replace(r"\.\*", ".*")
     assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
+
+
+def test_a_lora_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        load_lora(unet(), StableDiffusionPipeline, "unet", tmp_path / "none")
+    remedy = "name a run, an adapter's folder or a .safetensors file"
+    assert str(caught.value) == f"{tmp_path}/none: no such file or folder; {remedy}"
 
 
 def test_alphas_follow_pefts_configuration():
