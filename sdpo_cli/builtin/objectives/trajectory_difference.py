@@ -23,9 +23,7 @@ class TrajectoryDifference:
 
     def __init__(self, options: RebelOptions, clip: float | None) -> None:
         self.beta, self.clip = options.beta, clip
-        self.plan = replace(
-            TERMINAL, updates="trajectory", antithetic=options.antithetic, **prompt_statistics(options)
-        )
+        self.plan = replace(TERMINAL, updates="trajectory", antithetic=options.antithetic, **prompt_statistics(options))
 
     def loss(self, batch: LossBatch) -> ObjectiveResult:
         """The mean loss of B pairs of trajectories."""
