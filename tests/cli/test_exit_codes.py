@@ -9,7 +9,6 @@ import pytest
 
 from sdpo_cli.main import main
 
-QUICK = ["--set", "rollout.steps=2"]
 ABSENT = {
     "train a recipe": ["train", "gone.yaml"],
     "train a name": ["train", "gone"],
@@ -47,7 +46,7 @@ UNKNOWN = {
     "plugins check": ["plugins", "check", "gone"],
 }
 DAMAGED = {
-    "eval prompts": (["score", "list.jsonl", "--reward", "colorfulness"], "list.jsonl:1: "),
+    "score": (["score", "list.jsonl", "--reward", "colorfulness"], "list.jsonl:1: "),
     "bench against": (["bench", "small.yaml", "--against", "list.jsonl"], "list.jsonl: "),
     "export": (["export", "broken"], "broken"),
     "sample": (["sample", "unfinished", "--prompt", "cat"], "unfinished: "),
