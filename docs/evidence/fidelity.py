@@ -1,20 +1,27 @@
-"""How well the rewards of all steps are predicted from three: `python docs/evidence/fidelity.py > fidelity.json`.
+"""How well the rewards of all steps are predicted from three: `python docs/evidence/fidelity.py > fidelity.jsonl`.
 
 Rollouts of the base model with every clean estimate scored; predictors with the same three queries are compared with
 the truth at the steps that were not queried. Error: mean absolute error over the standard deviation of the last step's
-reward. Rank: Spearman's correlation along the steps of a rollout, mean over rollouts. Pairs: Pearson's correlation of
+reward. Rank: Spearman's correlation along those steps of a rollout, mean over rollouts. Pairs: Pearson's correlation of
 the two rollouts' difference, which is what SDPO's loss uses.
 """
 
 import json
-import sys
+from itertools import product
 
 import torch
 
 from sdpo_cli import maths
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import LearningPlan
-from sdpo_cli.engine.credit import ask_rewards, dense_rewards, key_rewards
+from sdpo_cli.engine.credit import (
+    KeyRewards,
+    ask_rewards,
+    dense_rewards,
+    first_rewarded_step,
+    key_rewards,
+    queried_steps,
+)
 from sdpo_cli.engine.rollout import Draw, encode_distinct, roll_out
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import distinct_rewards, load_rewards, pick_device
@@ -44,42 +51,40 @@ def correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def main(prompts: int = 45) -> None:
-    """One line of JSON for each reward, number of steps and predictor."""
+    """One line of JSON for each credit, reward, number of steps and predictor."""
     context = LoadContext(device=str(pick_device("auto")))
     model = load_registry().model("emoji-turbo", {}, "fidelity").load(context)
     source = load_registry().prompts("simple-animals", place="fidelity").load(context)[:prompts]
     draw = Draw(source, 0, encode_distinct(model, [prompt.text for prompt in source]))
+    exact = LearningPlan(dense="exact", credit="current")
     for steps in (8, 16, 50):
         kernel = maths.kernel_for(maths.with_floor(model.schedule(steps)), "ddim", 1.0).to(model.device)
         rollouts = roll_out(model, kernel, draw, LearningPlan(), 0, 45)
         for text in REWARDS:
             rewards = load_rewards(distinct_rewards(chosen_rewards([text], "fidelity")), {}, context, 600.0)
-            exact = LearningPlan(dense="exact", credit="current")
             with Scorer(rewards) as scorer:
-                truth_asked = key_rewards(scorer, [ask_rewards(model, scorer, rollouts, exact, 512)], exact)
-                truth = dense_rewards(rollouts, truth_asked, exact)
-                for name, settings in PLANS.items():
-                    plan = LearningPlan(credit="current", **settings)
-                    asked = key_rewards(scorer, [ask_rewards(model, scorer, rollouts, plan, 512)], plan)
-                    guess = dense_rewards(rollouts, asked, plan)
-                    report(steps, text, name, truth, guess, asked.key_step)
+                asked = key_rewards(scorer, [ask_rewards(model, scorer, rollouts, exact, 512)], exact)
+            truth = dense_rewards(rollouts, asked, exact)
+            for credit, (name, settings) in product(("current", "next"), PLANS.items()):
+                plan = LearningPlan(credit=credit, **settings)
+                key = queried_steps(rollouts, plan)
+                known = KeyRewards(key, truth.gather(-1, key), {}, queries=0, last=1)
+                rows = compared(truth, dense_rewards(rollouts, known, plan), key, first_rewarded_step(plan))
+                print(json.dumps({"credit": credit, "steps": steps, "reward": text, "predictor": name, **rows}))
 
 
-def report(steps: int, reward: str, name: str, truth: torch.Tensor, guess: torch.Tensor, key: torch.Tensor) -> None:
-    """Compare a prediction with the truth."""
+def compared(truth: torch.Tensor, guess: torch.Tensor, key: torch.Tensor, first: int) -> dict[str, float]:
+    """How far a prediction [R B S] is from the truth at the steps from `first` on that were not asked."""
     hidden = torch.ones_like(truth, dtype=torch.bool).scatter(-1, key, False)
-    apart, guessed_apart = (truth[0] - truth[1]), (guess[0] - guess[1])
-    unasked = hidden.all(0)
-    row = {
-        "steps": steps,
-        "reward": reward,
-        "predictor": name,
+    hidden[..., :first] = False
+    apart, guessed_apart, unasked = truth[0] - truth[1], guess[0] - guess[1], hidden.all(0)
+    each = zip(truth.flatten(0, 1), guess.flatten(0, 1), hidden.flatten(0, 1), strict=True)
+    rank = [correlation(ranks(true[rows]), ranks(guessed[rows])) for true, guessed, rows in each]
+    return {
         "error": float((truth - guess)[hidden].abs().mean() / truth[..., -1].std()),
-        "rank": float(correlation(ranks(truth), ranks(guess)).mean()),
+        "rank": float(torch.stack(rank).mean()),
         "pairs": float(correlation(apart[unasked], guessed_apart[unasked])),
-        "queries": int((~hidden).sum()),
     }
-    print(json.dumps(row), file=sys.stdout, flush=True)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def test_published_recipes_are_published_to_the_letter(name):
     assert (recipe.rollout.pairs, recipe.rollout.steps, recipe.rollout.eta) == (8 * 4 * 4, 50, 1.0)
     assert recipe.train.batch == batch * accumulated * 4
     assert recipe.objective.options["credit"] == "current"
+    assert recipe.objective.options["antithetic"] is False
     assert recipe.objective.options["clip"] == 1e-4
     assert recipe.objective.options["dense"] == {"mode": "anchors", "anchor": "any", "predictor": "cosine"}
     assert recipe.model.lora.rank == 4

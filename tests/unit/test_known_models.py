@@ -78,4 +78,4 @@ def test_show_prints_the_facts_and_the_changed_defaults(capsys):
     shown = capsys.readouterr().out
     for fact in ("latent-consistency/lcm-sdxl", "2 to 8", "8, embedded", "CreativeML Open RAIL++-M", "1024 x 1024"):
         assert fact in shown
-    assert re.search(r'scheduler +\S.* "lcm"', shown)
+    assert re.search(r'\bscheduler: .*default "lcm"', shown)

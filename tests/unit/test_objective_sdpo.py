@@ -68,13 +68,14 @@ def test_descent_raises_the_likelihood_of_the_better_rollout():
 
 def test_plan_by_default():
     assert objective().plan == LearningPlan(
-        rollouts=2, shared_noise=True, dense="anchors", anchor="interior", credit="next", gamma=0.99,
+        rollouts=2, shared_noise=True, antithetic=True, dense="anchors", anchor="interior", credit="next", gamma=0.99,
         statistics_size=32, statistics_min_count=16, advantage_clip=5.0,
     )  # fmt: skip
 
 
 def test_plan_follows_the_options():
     options = {
+        "antithetic": False,
         "gamma": 0,
         "credit": "current",
         "advantage_clip": 3,
@@ -82,7 +83,7 @@ def test_plan_follows_the_options():
         "statistics": {"size": 8, "min_count": 4},
     }
     assert objective(**options).plan == LearningPlan(
-        rollouts=2, shared_noise=True, dense="exact", anchor="any", credit="current", gamma=0.0,
+        rollouts=2, shared_noise=True, antithetic=False, dense="exact", anchor="any", credit="current", gamma=0.0,
         statistics_size=8, statistics_min_count=4, advantage_clip=3.0,
     )  # fmt: skip
 

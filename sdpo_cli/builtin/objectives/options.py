@@ -40,18 +40,19 @@ class AdvantageOptions(Options):
     statistics: StatisticsOptions = Field(default=StatisticsOptions(), description="per-prompt return statistics")
 
 
+ANTITHETIC = "the second rollout takes the negative of the first one's noise at every step, or noise of its own"
+
+
 class PairOptions(AdvantageOptions):
     """What every objective says that compares the two rollouts of a pair."""
 
-    antithetic: bool = Field(
-        default=False,
-        description="the second rollout takes the negative of the first one's noise at every step, or noise of its own",
-    )
+    antithetic: bool = Field(default=False, description=ANTITHETIC)
 
 
 class SdpoOptions(PairOptions):
-    """SDPO's settings; the defaults are the published ones but for `credit` and `dense.anchor`."""
+    """SDPO's settings; the defaults are the published ones but for `antithetic`, `credit` and `dense.anchor`."""
 
+    antithetic: bool = Field(default=True, description=f"{ANTITHETIC} (published code)")
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
     decay: float = Field(default=0.99, gt=0, le=1, alias="lambda", description="λ: weight of step i is λ^i / eta_scale")
     clip: float = Field(default=1e-4, ge=0, description="limit of log-ratios, nats per latent element; 0 is no limit")

@@ -12,7 +12,8 @@ class Sdpo:
     `sdpo_cli.maths.reward_difference_loss`. Metrics: `clip_fraction`, how often the clipped term decided, and
     `ratio_difference`, the mean of |Δρ| in nats per latent element.
     Source: arXiv 2411.11727 and its published code.
-    Differs: credit `next` and anchor `interior` by default; the published code has `current` and `any`.
+    Differs: antithetic noise, credit `next` and anchor `interior` by default; in the published code the rollouts' noise is
+    independent, the credit `current` and the anchor `any`.
     """
 
     def __init__(self, options: SdpoOptions) -> None:
