@@ -12,7 +12,7 @@ class Sdpo:
     `sdpo_cli.maths.reward_difference_loss`. Metrics: `clip_fraction`, how often the clipped term decided, and
     `ratio_difference`, the mean of |Δρ| in nats per latent element.
     Source: arXiv 2411.11727 and its published code.
-    Differs: antithetic noise, credit `next` and anchor `interior` by default; in the published code the rollouts' noise is
+    Differs: antithetic noise, credit `next` and anchor `interior` by default; in the published code the noise is
     independent, the credit `current` and the anchor `any`.
     """
 
