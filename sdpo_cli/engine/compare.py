@@ -20,9 +20,10 @@ from sdpo_cli.engine.comparison import (
     grouped_runs,
     measures,
     read_curve,
+    step_word,
     tabulate,
 )
-from sdpo_cli.engine.comparison_figure import draw_comparison
+from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
 from sdpo_cli.engine.comparison_plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
 from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown
 from sdpo_cli.engine.credit import queries_per_prompt
@@ -174,6 +175,21 @@ def write_comparison(
         names = sorted((name for count, name in keys if count == steps), key=lambda one: one not in (TOTAL, *trained))
         figure = out / f"steps-{steps}.png"
         write_bytes(figure, draw_comparison(curves, steps, names))
-        yield FileWritten(figure, f"drawn in {steps} step{'' if steps == 1 else 's'}")
+        yield FileWritten(figure, f"drawn in {step_word(steps)}")
+    if holding:
+        yield from write_trade_off(curves, trained, out, holding)
     yield FileWritten(out / "comparison.md", "the table")
     return cells
+
+
+def write_trade_off(
+    curves: Sequence[Curve], trained: Sequence[str], out: Path, holding: Holding
+) -> Generator[Event, None, None]:
+    """A figure of what the trained reward has cost of what should hold, where both were measured."""
+    keys = measures(curves)
+    for reward in [TOTAL, *trained]:
+        counts = [steps for steps, name in keys if name == reward and (steps, holding.measure) in keys]
+        if counts and reward != holding.measure:
+            write_bytes(out / "trade-off.png", draw_trade_off(curves, counts, reward, holding))
+            yield FileWritten(out / "trade-off.png", f"{reward} against {holding.measure}")
+            return

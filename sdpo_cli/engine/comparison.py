@@ -138,6 +138,11 @@ def highest_while_holding(curve: Curve, axis: Axis, amount: int, key: tuple[int,
     return highest
 
 
+def step_word(steps: int) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{steps} step{'' if steps == 1 else 's'}"
+
+
 def common_amount(curves: Sequence[Curve], axis: Axis) -> int:
     """The most pictures or queries that every run reached."""
     return min(getattr(curve.points[-1], axis) for curve in curves)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sdpo_cli.engine.comparison import Cell, Curve
+from sdpo_cli.engine.comparison import Cell, Curve, step_word
 
 READ_OFF = (
     "Means ± standard deviation over seeds. Bold: the highest mean, and every mean whose deviation overlaps its; none "
@@ -68,11 +68,6 @@ def heading(cell: Cell) -> str:
 def first(cells: Sequence[Cell], steps: int) -> Cell:
     """The first cell of a step count."""
     return next(cell for cell in cells if cell.steps == steps)
-
-
-def step_word(steps: int) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{steps} step{'' if steps == 1 else 's'}"
 
 
 def leading(cells: Sequence[Cell]) -> set[str]:
