@@ -19,7 +19,6 @@ from sdpo_cli.api.specs import needs_nothing
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench_record import STAGES, BenchResult, Stage
-from sdpo_cli.engine.checkpoint import Progress, Snapshot
 from sdpo_cli.engine.credit import Asked, action_steps, ask_rewards, assign_credit, key_rewards
 from sdpo_cli.engine.events import Event, Note, StageStarted
 from sdpo_cli.engine.optimizer import make_optimizer
@@ -28,6 +27,7 @@ from sdpo_cli.engine.rollout import Draw, Rollouts, joined_rollouts, roll_out_pa
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup
+from sdpo_cli.engine.snapshot import Progress, Snapshot
 from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, draw_epoch, fresh_statistics, run_epoch
 from sdpo_cli.engine.update import Lesson, Update, lesson_loss, plan_updates, update_policy
 from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations, synchronise

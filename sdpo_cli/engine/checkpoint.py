@@ -5,96 +5,24 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdpo_cli.api.tensors import BaseModel
 from sdpo_cli.engine.files import writing
+from sdpo_cli.engine.snapshot import Progress, Snapshot
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
 
-FORMAT = 1
+FORMAT = 2
+"""1 is read too: it has no averages of weights, and says less of what made it."""
+
 PARTIAL = ".partial-"
 TENSORS = ("weights", "optimizer", "statistics")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, in whole epochs."""
-
-    epoch: int = 0
-    images: int = 0
-    queries: int = 0
-    updates: int = 0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything that the next epoch depends on, copied to the CPU between two epochs.
-
-    `about` says what it must be continued with: the base model, the prompts and the rewards, by what identifies them.
-    """
-
-    progress: Progress
-    statistics: StepStatistics
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
-    about: Mapping[str, str]
-
-
-def take_snapshot(
-    model: BaseModel,
-    optimizer: torch.optim.Optimizer,
-    statistics: StepStatistics,
-    progress: Progress,
-    about: Mapping[str, str],
-) -> Snapshot:
-    """A copy that later training does not touch."""
-    copied = {
-        f"{name}/{key}": torch.as_tensor(value).detach().cpu().clone()
-        for name, parameter in model.trainable().items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    weights = {name: parameter.detach().cpu().clone() for name, parameter in model.trainable().items()}
-    return Snapshot(progress, statistics, weights, copied, about)
-
-
-@torch.no_grad()
-def restore_snapshot(snapshot: Snapshot, model: BaseModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimiser state back. ArtifactError where the weights have other names or shapes."""
-    trainable = model.trainable()
-    ours = {name: tuple(parameter.shape) for name, parameter in trainable.items()}
-    theirs = {name: tuple(value.shape) for name, value in snapshot.weights.items()}
-    if ours != theirs:
-        raise ArtifactError(
-            f"its {len(theirs)} weights are not the {len(ours)} of this model and adapter",
-            place=f"checkpoint of epoch {snapshot.progress.epoch}",
-            remedy="resume with the recipe that wrote it",
-        )
-    for name, parameter in trainable.items():
-        parameter.copy_(snapshot.weights[name])
-        state = {
-            key.removeprefix(f"{name}/"): value.clone()
-            for key, value in snapshot.optimizer.items()
-            if key.startswith(f"{name}/")
-        }
-        optimizer.state[parameter] = {key: state_value(value, parameter.device) for key, value in state.items()}
-
-
-def state_value(value: Tensor, device: torch.device) -> Tensor | int:
-    """A part of an optimiser's state as it was before it was copied.
-
-    Moments are beside the weights; AdamW's count of steps is a tensor on the CPU, that of bitsandbytes a plain number.
-    """
-    if value.ndim:
-        return value.to(device)
-    return value if value.is_floating_point() else int(value)
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -181,18 +109,6 @@ def newest_snapshot(folder: Path) -> tuple[Snapshot | None, list[str]]:
     if notes:
         raise ArtifactError("every checkpoint is damaged", place=str(folder), remedy="start a new run")
     return None, notes
-
-
-def check_continues(snapshot: Snapshot, about: Mapping[str, str]) -> None:
-    """ArtifactError naming everything that is not what the snapshot was made with."""
-    names = sorted({*snapshot.about, *about})
-    changed = [name for name in names if snapshot.about.get(name) != about.get(name)]
-    if changed:
-        raise ArtifactError(
-            f"made with another {', another '.join(changed)}",
-            place=f"checkpoint of epoch {snapshot.progress.epoch}",
-            remedy="resume with what it was made with, or start a new run",
-        )
 
 
 class DamagedCheckpointError(ArtifactError):

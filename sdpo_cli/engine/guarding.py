@@ -7,12 +7,13 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.checkpoint import Snapshot, checkpoint_path, read_checkpoint, restore_snapshot
+from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint
 from sdpo_cli.engine.events import Event, Note
 from sdpo_cli.engine.files import read_json_lines, read_text, write_json_lines
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share, watched
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.engine.setup import Setup
+from sdpo_cli.engine.snapshot import Snapshot, restore_snapshot
 from sdpo_cli.errors import ArtifactError, TrainingError
 from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults
 from sdpo_cli.registry import DIVERGENCE, DIVERSITY

@@ -13,16 +13,7 @@ import torch
 
 from sdpo_cli.api.tensors import Conditioning
 from sdpo_cli.engine.artifacts import RunFolder, append_line, check_there, forget_after, sweep
-from sdpo_cli.engine.checkpoint import (
-    Progress,
-    Snapshot,
-    check_continues,
-    checkpoint_path,
-    newest_snapshot,
-    restore_snapshot,
-    take_snapshot,
-    write_checkpoint,
-)
+from sdpo_cli.engine.checkpoint import checkpoint_path, newest_snapshot, write_checkpoint
 from sdpo_cli.engine.credit import (
     Asked,
     KeyRewards,
@@ -31,6 +22,7 @@ from sdpo_cli.engine.credit import (
     assign_credit,
     key_rewards,
 )
+from sdpo_cli.engine.ema import averaged, exchange, follow
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.faults import with_batch
 from sdpo_cli.engine.files import writing
@@ -44,6 +36,7 @@ from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinc
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
 from sdpo_cli.engine.signals import held
+from sdpo_cli.engine.snapshot import Progress, Snapshot, check_continues, restore_snapshot, take_snapshot
 from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
@@ -92,7 +85,8 @@ def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, 
     """Train to the recipe's last epoch, or until the guard stops, yielding what happens.
 
     The kept epoch's adapter is on the model afterwards. The guard looks at the evaluations in the run's folder; whoever
-    consumes the events makes them, before it asks for the event after EpochDone or Resumed.
+    consumes the events makes them, before it asks for the event after EpochDone or Resumed: until then the adapter on
+    the model is as it is saved, with `train.ema_decay` the average of the weights.
 
     Whatever stops it, a signal, a fault or a consumer that leaves, the last whole epoch is saved.
 
@@ -111,7 +105,8 @@ def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, 
         yield from (Note(note) for note in notes)
         snapshot = found or snapshot
         go_back(run, snapshot)
-        yield Resumed(snapshot.progress.epoch, setup.recipe.train.epochs)
+        with averaged(run.optimizer):
+            yield Resumed(snapshot.progress.epoch, setup.recipe.train.epochs)
     yield from run_epochs(run, snapshot)
 
 
@@ -136,7 +131,10 @@ def start_run(setup: Setup, folder: RunFolder, *, resume: bool) -> Run:
     if resume and options.start and folder.adapter.is_dir():
         options = replace(options, start=folder.adapter)  # of the same shape, and not gone like the other may be
     setup.model.add_adapter(options)
-    return Run(setup, folder, make_optimizer(recipe.train, setup.model.trainable().values()))
+    optimizer = make_optimizer(recipe.train, setup.model.trainable().values())
+    if recipe.train.ema_decay:
+        follow(optimizer, recipe.train.ema_decay)
+    return Run(setup, folder, optimizer)
 
 
 def fresh_statistics(setup: Setup) -> StepStatistics:
@@ -162,13 +160,15 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 append_line(run.folder.metrics, end.done.metrics)
                 append_line(run.folder.timings, {"epoch": epoch, **end.done.seconds})
             micro_batch = end.micro_batch
-            yield end.done
+            with averaged(run.optimizer):
+                yield end.done
             judged = yield from watch(run.folder, run.setup.recipe, epoch)
             if epoch % train.checkpoint_every == 0 or epoch == train.epochs or (judged and judged.wants(epoch)):
                 yield StageStarted("save", epoch, train.epochs)
                 save(run, snapshot)
         if put_kept_on(run.folder, run.setup, run.optimizer, snapshot.progress.epoch):
             save_adapter(run)
+        exchange(run.optimizer)
     except BaseException as fault:
         try:
             keep(run, snapshot)
@@ -198,8 +198,8 @@ def save(run: Run, snapshot: Snapshot) -> None:
 
 
 def save_adapter(run: Run) -> None:
-    """Write the adapter as it is now."""
-    with held(), writing(run.folder.adapter):
+    """Write the adapter as it is now, where weights are averaged their average."""
+    with held(), averaged(run.optimizer), writing(run.folder.adapter):
         run.setup.model.save_adapter(run.folder.adapter)
 
 

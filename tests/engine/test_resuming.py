@@ -1,0 +1,124 @@
+"""What a run is continued from: a checkpoint of this format or the one before, if all of it fits."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.checkpoint import complete_checkpoints, digest, newest_snapshot
+from sdpo_cli.engine.events import EpochDone
+from sdpo_cli.engine.setup import Setup
+from sdpo_cli.engine.snapshot import Progress
+from sdpo_cli.engine.trainer import train
+from sdpo_cli.errors import ArtifactError
+
+
+def folder(tmp_path, name="run") -> RunFolder:
+    (tmp_path / name).mkdir()
+    return RunFolder(tmp_path / name)
+
+
+def epochs_done(events) -> list[int]:
+    return [event.epoch for event in events if isinstance(event, EpochDone)]
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    setup = tiny.setup(checkpoint, epochs=2)
+    lora = setup.recipe.model.lora.model_copy(update={"rank": 4})
+    model = setup.recipe.model.model_copy(update={"lora": lora})
+    setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"model": model}))
+    with pytest.raises(ArtifactError) as fault:
+        list(train(setup, run, resume=True))
+    assert str(fault.value) == (
+        "checkpoint of epoch 1: weights.safetensors does not fit the adapter (down_blocks.0.attentions.0."
+        "transformer_blocks.0.attn1.to_q.lora_A.sdpo.weight is [8, 16], not [4, 16]); "
+        "resume with the recipe that wrote it"
+    )
+
+
+def test_another_base_model_is_refused(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    setup = tiny.setup(checkpoint, epochs=2)
+    with torch.no_grad():
+        next(setup.model.denoiser.parameters()).mul_(1.05)
+    other = dataclasses.replace(
+        setup, model=type(setup.model)(setup.model.pipeline, str(checkpoint), setup.model.options)
+    )
+    with pytest.raises(ArtifactError) as fault:
+        list(train(other, run, resume=True))
+    assert str(fault.value) == (
+        "checkpoint of epoch 1: made with another base model; resume with what it was made with, or start a new run"
+    )
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_not_passed_over(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=2), run, resume=False))
+    newest = complete_checkpoints(run.checkpoints)[-1]
+    (newest / "manifest.json").write_text('{"format": 3, "sha256": {}}')
+    with pytest.raises(ArtifactError) as fault:
+        list(train(tiny.setup(checkpoint, epochs=3), run, resume=True))
+    assert str(fault.value) == f"{newest}: format 3 is newer than 2; update sdpo-cli"
+
+
+def test_a_checkpoint_of_format_1_is_gone_on_from(checkpoint, tmp_path, monkeypatch):
+    """One epoch of the tiny setup (2 steps, 2 pairs, rank 1), written by the program before format 2."""
+    run, setup = folder(tmp_path), tiny.setup(checkpoint, epochs=2, steps=2, pairs=2)
+    lora = setup.recipe.model.lora.model_copy(update={"rank": 1})
+    model = setup.recipe.model.model_copy(update={"lora": lora})
+    setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"model": model}))
+    shutil.copytree(Path(__file__).parent / "format-1", run.checkpoints)
+    old, notes = newest_snapshot(run.checkpoints)
+    assert notes == []
+    assert old.progress == Progress(epoch=1, images=4, queries=4, updates=1)
+    assert {prompt: tuple(returns.shape) for prompt, returns in old.statistics.returns.items()} == {
+        "cat": (2, 2), "dog": (2, 2),
+    }  # fmt: skip
+    about = {**setup.about, "base model": old.about["base model"]}  # its random weights may be others elsewhere
+    monkeypatch.setattr(Setup, "about", about)
+    assert epochs_done(train(setup, run, resume=True)) == [2]
+    new = newest_snapshot(run.checkpoints)[0]
+    assert (new.progress.epoch, new.progress.updates, new.about) == (2, 2, about)
+    assert json.loads((run.checkpoints / "epoch-00002" / "manifest.json").read_text())["format"] == 2
+    assert {int(one) for name, one in new.optimizer.items() if name.endswith("/step")} == {2}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda name, one: (name, one[:1]), r"{w}.lora_A.sdpo.weight exp_avg is \[1, 16\], not \[8, 16\]"),
+        (lambda name, one: (name.replace("exp_avg", "mean"), one), r"{w}.lora_A.sdpo.weight it has no exp_avg"),
+    ],
+    ids=["shape", "part"],
+)
+def test_an_optimiser_state_that_does_not_fit_is_refused_before_a_weight_is_touched(
+    checkpoint, tmp_path, change, fault
+):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    newest = complete_checkpoints(run.checkpoints)[-1]
+    path, manifest = newest / "optimizer.safetensors", json.loads((newest / "manifest.json").read_text())
+    tensors, spoilt = load_file(path), "/exp_avg"
+    save_file(dict(change(n, one) if n.endswith(spoilt) else (n, one) for n, one in tensors.items()), path)
+    manifest["sha256"][path.name] = digest(path)
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    setup = tiny.setup(checkpoint, epochs=2)
+    with pytest.raises(ArtifactError) as error:
+        list(train(setup, run, resume=True))
+    weight = r"[\w.]+attn1.to_k"
+    assert re.fullmatch(
+        rf"checkpoint of epoch 1: optimizer.safetensors does not fit the optimiser \(of {fault.format(w=weight)}\); "
+        "resume with the recipe that wrote it",
+        str(error.value),
+    )
+    assert all(bool((one == 0).all()) for name, one in setup.model.trainable().items() if "lora_B" in name)
