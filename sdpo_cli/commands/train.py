@@ -19,12 +19,21 @@ def train(
             help="A recipe file, or a shipped recipe's name.", show_default=False, autocompletion=complete_recipe
         ),
     ] = None,
-    overrides: Annotated[
+    settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: train.epochs=4. May be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override",
+            metavar="FIELD",
+            help="With --resume: let --set, or what the field names, differ from what was trained by; it is recorded. "
+            "May be repeated.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
 ) -> None:
     """Align a few-step model with a reward: sdpo train recipes/quickstart.yaml"""
@@ -40,11 +49,13 @@ def train(
         raise UsageError("a resumed run has its own recipe", place=recipe, remedy="name the run's folder with --out")
     if not resume and not recipe:
         raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
-    resolved = load_recipe(recipe, overrides or []) if recipe else None
+    if override and not resume:
+        raise UsageError("nothing is gone on with", place="--override", remedy="add --resume, or leave it out")
+    resolved = load_recipe(recipe, settings or []) if recipe else None
     from sdpo_cli.engine import run  # imports torch, which takes seconds
 
     if resolved is None:
-        events = run.resume(run.find_run(out, latest_run()), overrides or [])
+        events = run.resume(run.find_run(out, latest_run()), settings or [], override or [])
     else:
         events = run.start(resolved, out)
     trained = show(events, Console(stderr=True), quiet=quiet)

@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "guard.jsonl"
 
     @property
+    def changes(self) -> Path:
+        """What `--override` changed on the way, one line each."""
+        return self.path / "changes.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.path / "tensorboard"

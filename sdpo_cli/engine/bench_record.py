@@ -8,27 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from sdpo_cli.engine.files import read_text
+from sdpo_cli.engine.recipe_differences import HANDLING, differences
 from sdpo_cli.errors import ArtifactError, UsageError
 
 FORMAT = 1
 STAGES = ("encode", "rollout", "decode", "reward", "credit", "update")
-FREE = {
-    "": {"name", "seed", "eval"},
-    "model": {"compile"},
-    "train": {
-        *(
-            "epochs",
-            "micro_batch",
-            "decode_batch",
-            "checkpoint_every",
-            "keep_last",
-            "reward_timeout",
-            "samples_every",
-            "device",
-        ),
-    },
-    "model.options": {"gradient_checkpointing", "text_encoders", "vae_tiling"},
-}
+OPTIONS = {f"model.options.{name}" for name in ("gradient_checkpointing", "text_encoders", "vae_tiling")}
+FREE = HANDLING | OPTIONS | {"name", "seed", "eval"}
 """What a recipe may say otherwise without asking for other work."""
 
 
@@ -131,21 +117,9 @@ def check_comparable(result: BenchResult, earlier: BenchResult, path: Path) -> N
     pairs = {
         "device": (earlier.device, result.device),
         "--random-weights": (earlier.random_weights, result.random_weights),
-        **differences(earlier.recipe, result.recipe),
+        **differences(earlier.recipe, result.recipe, FREE),
     }
     for what, (before, now) in pairs.items():
         if before != now:
             remedy = "compare results of the same recipe on the same device"
             raise UsageError(f"measured with {what} {before}, not {now}", place=str(path), remedy=remedy)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> dict[str, tuple[Any, Any]]:
-    """The fields that two recipes say otherwise, by dotted path; those that only speed depends on are left out."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in sorted({*before, *now} - FREE.get(place, set())):
-        old, new, path = before.get(name), now.get(name), f"{place}.{name}".lstrip(".")
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found |= differences(old, new, path)
-        elif old != new:
-            found[path] = (old, new)
-    return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from sdpo_cli.api import LoadContext
 from sdpo_cli.engine import run
 from sdpo_cli.engine.artifacts import RunFolder, is_run
+from sdpo_cli.engine.changes import recipe_changes
 from sdpo_cli.engine.comparison import (
     TOTAL,
     Cell,
@@ -140,7 +141,12 @@ def finished(trial: Trial) -> bool:
     if not is_run(trial.folder):
         return False
     written = load_recipe(folder.recipe).recipe
-    run.check_same_run(written, recipe, str(folder.recipe))
+    changed = recipe_changes(written, recipe).items()
+    if changed:
+        faults = [
+            f"{folder.recipe}: {path}: {old!r} in the run that is there, not {new!r}" for path, (old, new) in changed
+        ]
+        raise RecipeError([one_line(fault, remedy="choose another --out") for fault in faults])
     for field in ("steps", "prompts", "images_per_prompt", "rewards"):
         if getattr(written.eval, field) != getattr(recipe.eval, field):
             fault, remedy = "not as in the run that is there", "evaluate as it does, or choose another --out"

@@ -14,6 +14,7 @@ from sdpo_cli.api.lora_file import WEIGHTS, from_diffusers, kohya_tensors, read_
 from sdpo_cli.api.tensors import Mergeable
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import RunFolder, library_versions
+from sdpo_cli.engine.changes import recorded
 from sdpo_cli.engine.events import Event, FileWritten, StageStarted
 from sdpo_cli.engine.files import read_text, writing
 from sdpo_cli.engine.guarding import account_of
@@ -163,4 +164,5 @@ def card_of(adapter: Adapter, run: RunFolder, source: Source, order: Order) -> M
         licence=source.model.spec.facts.get("licence", ""),
         base_changes=base_changes(source.model.all_options()),
         guard=account_of(run),
+        changes=list(map(str, recorded(run))),
     )

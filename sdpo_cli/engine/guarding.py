@@ -10,12 +10,12 @@ from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint
 from sdpo_cli.engine.events import Event, Note
 from sdpo_cli.engine.files import read_json_lines, read_text, write_json_lines
-from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share, watched
+from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, label, lr_share, watched
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.snapshot import Snapshot, restore_snapshot
 from sdpo_cli.errors import ArtifactError, TrainingError
-from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults
+from sdpo_cli.recipe import GuardSection, Recipe, read_recipe, recipe_faults
 from sdpo_cli.registry import DIVERGENCE, DIVERSITY
 
 
@@ -36,7 +36,20 @@ def judgements(folder: RunFolder, recipe: Recipe, epoch: int) -> tuple[Judgement
     due = [one for one in range(1, epoch + 1) if is_due(recipe, one) and evaluation_path(folder, one).exists()]
     wanted = due and any(one.measure == DIVERGENCE for one in watched(recipe.guard))
     divergence = logged(folder, DIVERGENCE) if wanted else {}
-    return decide(recipe.guard, [read_evaluation(folder, one, divergence) for one in due])
+    found = [read_evaluation(folder, one, divergence) for one in due]
+    for one in found:
+        check_measured(recipe.guard, one, str(evaluation_path(folder, one.epoch)))
+    return decide(recipe.guard, found)
+
+
+def check_measured(guard: GuardSection, found: Evaluated, place: str) -> None:
+    """ArtifactError where an evaluation lacks what the guard looks at, as one from before `--override guard` may."""
+    for one in watched(guard):
+        for table in (found.base, found.tuned):
+            by_steps = table.get(str(one.measure), {})
+            if not by_steps or not set(one.steps or ()) <= by_steps.keys():
+                remedy = "let the guard look at what every evaluation of the run has measured"
+                raise ArtifactError(f"has no {label(one)}", place=place, remedy=remedy)
 
 
 def logged(folder: RunFolder, name: str) -> Mapping[int, float]:

@@ -55,6 +55,7 @@ class ReportPage:
         recipe: the resolved recipe, YAML.
         versions: `name version` of the libraries that decide the numbers.
         guard: what the guard did, one line each, and last which epoch was kept.
+        changes: what `--override` changed on the way, one line each.
     """
 
     title: str
@@ -64,6 +65,7 @@ class ReportPage:
     recipe: str
     versions: Sequence[str]
     guard: Sequence[str] = ()
+    changes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ModelCard:
         licence: the base model's, where it is known.
         base_changes: what the recipe changed in the base model before training.
         guard: what the guard did, one line each, and last which epoch was kept.
+        changes: what `--override` changed on the way, one line each.
     """
 
     title: str
@@ -101,6 +104,7 @@ class ModelCard:
     licence: str = ""
     base_changes: Sequence[str] = ()
     guard: Sequence[str] = ()
+    changes: Sequence[str] = ()
 
 
 def draw_curves(metrics: Sequence[Mapping[str, int | float]], theme: Theme = LIGHT) -> bytes:

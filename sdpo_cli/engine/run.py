@@ -1,6 +1,6 @@
 """A whole `sdpo train`: load, train, keep records along the way, and show what has changed."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from sdpo_cli.api.lora_file import read_lora
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import RunFolder, check_out, claim_run_folder, library_versions, write_recipe
 from sdpo_cli.engine.board import Board
+from sdpo_cli.engine.changes import Resumption, check_same_run, recorded
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
 from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import read_json_lines, read_text, write_bytes, write_text
@@ -27,29 +28,9 @@ from sdpo_cli.engine.sampling import sample_pictures
 from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_setup
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import RecipeError, StoppedError, UsageError, one_line
-from sdpo_cli.recipe import Recipe, dump_recipe
+from sdpo_cli.errors import StoppedError, UsageError
+from sdpo_cli.recipe import dump_recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
-
-MAY_CHANGE = {
-    "model": {"compile"},
-    "train": {
-        "epochs",
-        "device",
-        "micro_batch",
-        "decode_batch",
-        "checkpoint_every",
-        "keep_last",
-        "reward_timeout",
-        "samples_every",
-    },
-    "eval": {"steps", "every", "images_per_prompt", "rewards", "prompts", "batch"},
-    "guard": {"rollback"},
-}
-"""Fields that a resumed run may set anew: they change no step already taken."""
-
-GUARDED = {"eval": {"batch"}}
-"""The same where a guard is on: it compares all evaluations of the run."""
 
 
 @dataclass(frozen=True)
@@ -74,45 +55,29 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
     with locked(folder.path):
         check_out(out, name)  # somebody may have been faster
         write_recipe(folder, dump_recipe(resolved.recipe))
-        return (yield from carry_out(setup, folder, resume=False))
+        return (yield from carry_out(setup, folder, None))
 
 
-def resume(folder: RunFolder, overrides: list[str]) -> Generator[Event, None, Trained]:
-    """Go on with the run in `folder`. RecipeError where an override changes what has been done already."""
+def resume(
+    folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()
+) -> Generator[Event, None, Trained]:
+    """Go on with the run in `folder`, its recipe changed by `settings`.
+
+    RecipeError where one changes what was trained by, and is not in a field that `overrides` names.
+    """
     with locked(folder.path):
         written = load_recipe(folder.recipe)
-        resolved = load_recipe(folder.recipe, overrides)
-        check_same_run(written.recipe, resolved.recipe, str(folder.recipe))
+        resolved = load_recipe(folder.recipe, settings)
+        resumption = check_same_run(written.recipe, resolved.recipe, str(folder.recipe), overrides)
         yield StageStarted("load", 0, 0)
-        setup = load_setup(resolved)
-        write_recipe(folder, dump_recipe(resolved.recipe))
-        return (yield from carry_out(setup, folder, resume=True))
+        return (yield from carry_out(load_setup(resolved), folder, resumption))
 
 
-def check_same_run(written: Recipe, wanted: Recipe, place: str) -> None:
-    """RecipeError naming every field that differs and may not."""
-    before, after = written.model_dump(), wanted.model_dump()
-    may_change = MAY_CHANGE | (GUARDED if written.guard.on or wanted.guard.on else {})
-    faults = []
-    for section in before:
-        if before[section] == after[section]:
-            continue
-        free = may_change.get(section, set())
-        keys = [key for key in before[section] if key not in free] if isinstance(before[section], dict) else [""]
-        for key in keys:
-            old, new = (before[section][key], after[section][key]) if key else (before[section], after[section])
-            if old != new:
-                field = f"{section}.{key}" if key else section
-                faults.append(one_line(f"{old!r} cannot become {new!r} in a resumed run", f"{place}: {field}"))
-    if faults:
-        raise RecipeError(faults)
-
-
-def carry_out(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, Trained]:
+def carry_out(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, Trained]:
     """Train, evaluate and write everything down. StoppedError after SIGINT or SIGTERM, with a checkpoint kept."""
     with stop_signals():
         try:
-            return (yield from interruptible(whole_run(setup, folder, resume=resume)))
+            return (yield from interruptible(whole_run(setup, folder, resume)))
         except StopSignal as stop:
             raise StoppedError(
                 f"stopped by {stop}",
@@ -122,12 +87,14 @@ def carry_out(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Eve
             ) from None
 
 
-def whole_run(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, Trained]:
+def whole_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, Trained]:
     """Train with records along the way, then show what has changed."""
     evaluation: Evaluation | None = None
     board: Board | None = None
-    with closing(train(setup, folder, resume=resume)) as events:
+    with closing(train(setup, folder, resume)) as events:
         for event in events:
+            if isinstance(event, Resumed):
+                write_recipe(folder, dump_recipe(setup.recipe))
             yield event
             board = board or Board(folder.tensorboard, written_metrics(folder, event))
             if isinstance(event, EpochDone):
@@ -204,6 +171,7 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         recipe=recipe,
         versions=library_versions(),
         guard=account(folder, setup.recipe),
+        changes=list(map(str, recorded(folder))),
     )
     write_text(folder.path / "report.html", render_report(page))
     adapter = write_card(setup, folder, page)
@@ -232,6 +200,7 @@ def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFile
         component=adapter.component,
         base_changes=base_changes(setup.recipe.model.options),
         guard=page.guard,
+        changes=page.changes,
     )
     write_text(folder.adapter / "README.md", render_model_card(card))
     return adapter

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Setup:
         kernel: the Gaussians of a rollout's steps.
         batch: pairs in an optimiser step.
         micro_batch: pairs in a forward pass.
+        versions: of the plug-ins that decide the numbers, beside the rewards', by what they are.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class Setup:
     kernel: Kernel
     batch: int
     micro_batch: int
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def decoded_at_once(self, pairs: int) -> int:
         """Pictures to decode at once where so many pairs are sampled at once."""
@@ -66,6 +68,7 @@ class Setup:
         return {
             "base model": self.model.identity,
             "list of prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            **{f"version of the {what}": version for what, version in self.versions.items()},
             **{f"version of reward {reward.name}": reward.version for reward in self.rewards},
         }
 
@@ -96,7 +99,15 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     batch = recipe.rollout.pairs if recipe.train.batch == "all" else recipe.train.batch
     automatic = min(batch, max(1, CPU_MICRO_BATCH // objective.plan.rollouts)) if device.type == "cpu" else batch
     micro_batch = automatic if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
-    return Setup(recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch)
+    versions = {"base model": full_name(resolved.model), "objective": full_name(resolved.objective)}
+    return Setup(
+        recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch, versions
+    )
+
+
+def full_name(chosen: Chosen[Any]) -> str:
+    """A plug-in's name that no other has, and its version: other numbers, other text."""
+    return f"{chosen.plugin.full_name} {chosen.spec.version}"
 
 
 def check_steps(objective: Objective, steps: int, place: str) -> None:

@@ -119,14 +119,3 @@ def check_fits(
 def unfit(fault: str, misfit: str, snapshot: Snapshot) -> ArtifactError:
     """The error about a tensor that does not fit."""
     return ArtifactError(f"{fault} ({misfit})", place=snapshot.place, remedy="resume with the recipe that wrote it")
-
-
-def check_continues(snapshot: Snapshot, about: Mapping[str, str]) -> None:
-    """ArtifactError naming everything that is not what the snapshot was made with."""
-    changed = [name for name, before in snapshot.about.items() if about.get(name) != before]
-    if changed:
-        raise ArtifactError(
-            f"made with another {', another '.join(changed)}",
-            place=snapshot.place,
-            remedy="resume with what it was made with, or start a new run",
-        )

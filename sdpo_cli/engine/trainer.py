@@ -3,9 +3,7 @@
 draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit -> update -> record
 """
 
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,7 +11,9 @@ import torch
 
 from sdpo_cli.api.tensors import Conditioning
 from sdpo_cli.engine.artifacts import RunFolder, append_line, check_there, forget_after, sweep
+from sdpo_cli.engine.changes import Change, Resumption, carried_over, changes_after, check_continues, record, recorded
 from sdpo_cli.engine.checkpoint import checkpoint_path, newest_snapshot, write_checkpoint
+from sdpo_cli.engine.clock import Clock
 from sdpo_cli.engine.credit import (
     Asked,
     KeyRewards,
@@ -36,29 +36,13 @@ from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinc
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
 from sdpo_cli.engine.signals import held
-from sdpo_cli.engine.snapshot import Progress, Snapshot, check_continues, restore_snapshot, take_snapshot
+from sdpo_cli.engine.snapshot import Progress, Snapshot, restore_snapshot, take_snapshot
 from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """Nats per element by which replayed log-probabilities may differ from the sampled ones."""
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each stage of an epoch."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside to `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ class EpochEnd:
     micro_batch: int
 
 
-def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, None, None]:
+def train(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, None]:
     """Train to the recipe's last epoch, or until the guard stops, yielding what happens.
 
     The kept epoch's adapter is on the model afterwards. The guard looks at the evaluations in the run's folder; whoever
@@ -95,7 +79,7 @@ def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, 
         PluginError: a reward failed.
         ArtifactError: nothing can be resumed, or a file cannot be written; the last checkpoint is intact.
     """
-    run = start_run(setup, folder, resume=resume)
+    run = start_run(setup, folder, resume)
     quiet, steps = int((setup.kernel.std == 0).sum()), len(setup.kernel)
     if quiet:
         yield Note(f"steps of a rollout that draw no noise, and so carry no gradient: {quiet} of {steps}")
@@ -104,25 +88,35 @@ def train(setup: Setup, folder: RunFolder, *, resume: bool) -> Generator[Event, 
         found, notes = newest_snapshot(folder.checkpoints)
         yield from (Note(note) for note in notes)
         snapshot = found or snapshot
-        go_back(run, snapshot)
+        snapshot, changes = go_back(run, snapshot, resume)
+        yield from (Note(str(change)) for change in changes)
         with averaged(run.optimizer):
             yield Resumed(snapshot.progress.epoch, setup.recipe.train.epochs)
     yield from run_epochs(run, snapshot)
 
 
-def go_back(run: Run, snapshot: Snapshot) -> None:
-    """Make model, optimiser and the run's files those of the snapshot. ArtifactError where it does not fit."""
-    check_continues(snapshot, run.setup.about)
-    restore_snapshot(snapshot, run.setup.model, run.optimizer)
+def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot, list[Change]]:
+    """Make model, optimiser and the run's files those of the snapshot. ArtifactError where it does not fit.
+
+    Gives what of the snapshot the next epoch starts from, and what has changed since.
+    """
+    setup, epoch = run.setup, snapshot.progress.epoch
+    changed = {**resume.recipe, **check_continues(snapshot, setup.about, resume.overrides)}
+    changes = changes_after(epoch, changed)
+    known = [*recorded(run.folder), *changes]
+    snapshot = carried_over(snapshot, known, fresh_statistics(setup), averages=setup.recipe.train.ema_decay > 0)
+    restore_snapshot(snapshot, setup.model, run.optimizer)
+    record(run.folder, changes)
     sweep(run.folder)
     for path in (run.folder.metrics, run.folder.timings):
-        forget_after(path, snapshot.progress.epoch)
-    forget_evaluations(run.folder, snapshot.progress.epoch)
-    if snapshot.progress.epoch:
+        forget_after(path, epoch)
+    forget_evaluations(run.folder, epoch)
+    if epoch:
         save_adapter(run)
+    return snapshot, changes
 
 
-def start_run(setup: Setup, folder: RunFolder, *, resume: bool) -> Run:
+def start_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Run:
     """The adapter to be trained and its optimiser."""
     recipe = setup.recipe
     with writing(folder.path):

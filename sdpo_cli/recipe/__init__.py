@@ -15,7 +15,7 @@ from sdpo_cli.recipe.schema import (
     StopRule,
     TrainSection,
 )
-from sdpo_cli.recipe.source import RawRecipe, dump_recipe, find_recipe, read_recipe, shipped_recipes
+from sdpo_cli.recipe.source import RawRecipe, dump_recipe, find_recipe, long_form, read_recipe, shipped_recipes
 
 __all__ = [
     "Choice",
@@ -35,6 +35,7 @@ __all__ = [
     "dump_recipe",
     "find_recipe",
     "joined",
+    "long_form",
     "read_recipe",
     "recipe_faults",
     "shipped_recipes",

@@ -102,13 +102,18 @@ def overridden(tree: Tree, overrides: Sequence[str]) -> tuple[Tree, list[str]]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML that reads back as an equal one."""
+    return format_yaml(long_form(recipe))
+
+
+def long_form(recipe: Recipe) -> Tree:
+    """Every field as a recipe says it, no short form used."""
     tree = recipe.model_dump()
     for field in ("prompts", "objective"):
         tree[field] = _long_form([getattr(recipe, field)])
     tree["reward"] = _long_form(recipe.reward)
     tree["eval"]["rewards"] = _long_form(recipe.eval.rewards)
     tree["eval"]["prompts"] = recipe.eval.prompts and _long_form([recipe.eval.prompts])
-    return format_yaml(_lists(tree))
+    return {key: _lists(value) for key, value in tree.items()}
 
 
 def _text(path: Path, place: str) -> str:

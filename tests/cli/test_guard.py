@@ -26,7 +26,8 @@ def test_the_terminal_the_report_and_the_card_say_which_epoch_is_kept_and_why(wo
     capsys.readouterr()
     assert main(["train", "--resume", "--set", "eval.images_per_prompt=2"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: runs/small/recipe.yaml: eval.images_per_prompt: 1 cannot become 2 in a resumed run"
+        "error: runs/small/recipe.yaml: eval.images_per_prompt: 1 cannot become 2 in a resumed run; "
+        "--override eval.images_per_prompt allows it"
     ]
 
 

@@ -113,15 +113,39 @@ def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
     lines = capsys.readouterr().err.splitlines()
     place = "error: runs/small/recipe.yaml"
     assert lines == [
-        f"{place}: train.learning_rate: 0.01 cannot become 0.0001 in a resumed run",
-        f"{place}: seed: 0 cannot become 1 in a resumed run",
+        f"{place}: train.learning_rate: 0.01 cannot become 0.0001 in a resumed run; "
+        "--override train.learning_rate allows it",
+        f"{place}: seed: 0 cannot become 1 in a resumed run; --override seed allows it",
     ]
     assert main(["train", "--resume", "--quiet", "--set", "train.epochs=2"]) == 0
     epochs = [json.loads(line)["epoch"] for line in (workplace / "runs/small/metrics.jsonl").read_text().splitlines()]
     assert epochs == [1, 2]
 
 
+def test_an_overridden_field_is_recorded_and_shown_wherever_the_run_is(workplace, capsys):
+    settings = ["--set", "train.samples_every=0", "--set", "eval.steps=[1]"]
+    assert main(["train", "small.yaml", "--quiet", "--set", "train.epochs=1", *settings]) == 0
+    change = ["--set", "train.epochs=2", "--set", "train.learning_rate=1e-4"]
+    assert main(["train", "--resume", *change, "--override", "train.learnin_rate"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --override train.learnin_rate: no field of a recipe; docs/recipe.md has all of them\n"
+    )
+    assert main(["train", "--resume", *change, "--override", "train.learning_rate"]) == 0
+    line = "from epoch 2 on: train.learning_rate 0.0001, before 0.01"
+    assert line in capsys.readouterr().err
+    run = workplace / "runs" / "small"
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["learning_rate"] == 1e-4
+    assert line in (run / "report.html").read_text()
+    assert f"Not one unbroken run of the recipe below:\n\n- {line}\n" in (run / "adapter" / "README.md").read_text()
+    assert main(["export", "--format", "diffusers", "--out", "exported"]) == 0
+    assert line in (workplace / "exported" / "README.md").read_text()
+
+
 REFUSED = {
+    "override without resume": (
+        ["train", "small.yaml", "--override", "seed"], 2,
+        "--override: nothing is gone on with; add --resume, or leave it out",
+    ),
     "no recipe": (["train"], 2, "sdpo train: no recipe; try `sdpo train recipes/quickstart.yaml`"),
     "missing recipe": (["train", "nosuch.yaml"], 2, r"nosuch.yaml: no such recipe; .*shipped recipes: .*quickstart.*"),
     "nothing to resume": (

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.changes import Resumption
 from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint
 from sdpo_cli.engine.ema import AVERAGE, averaged, follow
 from sdpo_cli.engine.events import EpochDone
@@ -74,7 +75,7 @@ def test_it_is_the_formula_and_leaves_the_weights_alone():
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_what_is_saved_shown_and_evaluated_is_the_average(checkpoint, tmp_path, kind):
     whole, run, shown = setup(checkpoint, kind=kind), folder(tmp_path / "run"), {}
-    for event in train(whole, run, resume=False):
+    for event in train(whole, run, resume=None):
         if isinstance(event, EpochDone):
             shown[event.epoch] = on(whole.model)
     (first, average), (second, then) = weights_and_averages(run, 1), weights_and_averages(run, 2)
@@ -93,7 +94,7 @@ def test_what_is_saved_shown_and_evaluated_is_the_average(checkpoint, tmp_path, 
 def test_training_is_the_same_as_without_it(checkpoint, tmp_path):
     runs = [folder(tmp_path / name) for name in ("with", "without")]
     for run, decay in zip(runs, (DECAY, 0.0), strict=True):
-        list(train(setup(checkpoint, decay=decay), run, resume=False))
+        list(train(setup(checkpoint, decay=decay), run, resume=None))
     states = [read_checkpoint(checkpoint_path(run.checkpoints, 3)) for run in runs]
     assert_same(dict(states[0].weights), dict(states[1].weights))
     assert runs[0].metrics.read_bytes() == runs[1].metrics.read_bytes()
@@ -103,11 +104,11 @@ def test_training_is_the_same_as_without_it(checkpoint, tmp_path):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_resumed_run_equals_the_unbroken_one_byte_for_byte(checkpoint, tmp_path, kind):
     whole, broken = folder(tmp_path / "whole"), folder(tmp_path / "broken")
-    list(train(setup(checkpoint, kind=kind), whole, resume=False))
-    events = train(setup(checkpoint, kind=kind), broken, resume=False)
+    list(train(setup(checkpoint, kind=kind), whole, resume=None))
+    events = train(setup(checkpoint, kind=kind), broken, resume=None)
     next(event for event in events if isinstance(event, EpochDone) and event.epoch == 2)
     events.close()  # while the average is on the model
-    list(train(setup(checkpoint, kind=kind), broken, resume=True))
+    list(train(setup(checkpoint, kind=kind), broken, resume=Resumption()))
     assert final_bytes(broken) == final_bytes(whole)
 
 
@@ -122,7 +123,7 @@ def test_the_guard_takes_it_back_with_the_weights(checkpoint, tmp_path):
     section = whole.recipe.eval.model_copy(update={"steps": (1,), "every": 1, "images_per_prompt": 1})
     whole = dataclasses.replace(whole, recipe=whole.recipe.model_copy(update={"eval": section, "guard": guard}))
     evaluation = None
-    for event in train(whole, run, resume=False):
+    for event in train(whole, run, resume=None):
         if isinstance(event, EpochDone):
             for _ in (found := keep_records(whole, run, event.epoch, evaluation)):
                 pass

@@ -15,6 +15,7 @@ from sdpo_cli.api.tensors import AdapterOptions
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.changes import Resumption
 from sdpo_cli.engine.checkpoint import complete_checkpoints
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.rollout import encode_distinct
@@ -41,7 +42,7 @@ def setup(checkpoint, epochs: int, **section: object):
     return dataclasses.replace(whole, recipe=recipe)
 
 
-def trained(place, checkpoint, epochs: int, *, resume: bool = False, **section: object) -> RunFolder:
+def trained(place, checkpoint, epochs: int, *, resume: Resumption | None = None, **section: object) -> RunFolder:
     run = RunFolder(place)
     place.mkdir(exist_ok=True)
     list(train(setup(checkpoint, epochs, **section), run, resume=resume))
@@ -76,7 +77,7 @@ class TestFull:
     def test_a_resumed_run_equals_the_unbroken_one_byte_for_byte(self, checkpoint, tmp_path):
         whole = trained(tmp_path / "whole", checkpoint, 2, train="full")
         trained(tmp_path / "parts", checkpoint, 1, train="full")
-        parts = trained(tmp_path / "parts", checkpoint, 2, train="full", resume=True)
+        parts = trained(tmp_path / "parts", checkpoint, 2, train="full", resume=Resumption())
         assert final_state(whole) == final_state(parts)
         before = load_file(checkpoint / "unet" / WEIGHTS)
         after = load_file(whole.adapter / WEIGHTS)
@@ -189,7 +190,7 @@ class TestStart:
         whole = trained(tmp_path / "whole", checkpoint, 2, **section)
         trained(tmp_path / "parts", checkpoint, 1, **section)
         file.unlink()
-        parts = trained(tmp_path / "parts", checkpoint, 2, resume=True, **section)
+        parts = trained(tmp_path / "parts", checkpoint, 2, resume=Resumption(), **section)
         assert final_state(whole) == final_state(parts)
         ended = load_file(complete_checkpoints(whole.checkpoints)[-1] / "weights.safetensors")
         assert ended.keys() == began.keys()
@@ -203,7 +204,7 @@ class TestEightBits:
         section = {"train": "full", "optimizer": "adamw8bit"}
         whole = trained(tmp_path / "whole", checkpoint, 3, **section)
         trained(tmp_path / "parts", checkpoint, 1, **section)
-        parts = trained(tmp_path / "parts", checkpoint, 3, resume=True, **section)
+        parts = trained(tmp_path / "parts", checkpoint, 3, resume=Resumption(), **section)
         assert final_state(whole) == final_state(parts)
         state = load_file(complete_checkpoints(whole.checkpoints)[-1] / "optimizer.safetensors")
         assert state["mid_block.resnets.0.conv1.weight/state1"].dtype == torch.uint8

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from sdpo_cli.engine.artifacts import RunFolder, write_recipe
+from sdpo_cli.engine.changes import Resumption, check_same_run
 from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint, write_checkpoint
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
-from sdpo_cli.engine.run import check_same_run, keep_records, whole_run
+from sdpo_cli.engine.guarding import judgements
+from sdpo_cli.engine.run import keep_records, whole_run
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import ArtifactError, RecipeError, TrainingError
@@ -51,7 +53,7 @@ def brightness(folder: RunFolder, epoch: int) -> float:
     return report["results"][0]["tuned"]["mean"]
 
 
-def run_on(setup: Setup, folder: RunFolder, *, resume: bool = False) -> Iterator[Event]:
+def run_on(setup: Setup, folder: RunFolder, *, resume: Resumption | None = None) -> Iterator[Event]:
     """A run as `whole_run` drives it, without the report at its end."""
     evaluation = None
     with closing(train(setup, folder, resume=resume)) as events:
@@ -78,7 +80,7 @@ def free(checkpoint, tmp_path_factory) -> RunFolder:
     """The run with the guard left out, all of its checkpoints kept."""
     setup = watched_setup(checkpoint, GuardSection(), keep_last=EPOCHS)
     folder = run_folder(tmp_path_factory.mktemp("free") / "run", setup)
-    list(whole_run(setup, folder, resume=False))
+    list(whole_run(setup, folder, resume=None))
     return folder
 
 
@@ -115,7 +117,7 @@ def test_without_a_guard_nothing_is_written_and_the_last_epoch_is_the_adapter(fr
 def test_a_broken_rule_stops_the_run_and_the_best_epoch_is_its_adapter(checkpoint, free, limit, tmp_path):
     setup = watched_setup(checkpoint, keeping(limit), keep_last=1)
     folder = run_folder(tmp_path / "run", setup)
-    events = list(whole_run(setup, folder, resume=False))
+    events = list(whole_run(setup, folder, resume=None))
     assert [event.epoch for event in events if isinstance(event, EpochDone)] == [1, 2]
     assert [path.name for path in complete_checkpoints(folder.checkpoints)] == ["epoch-00001", "epoch-00002"]
     best = read_checkpoint(checkpoint_path(free.checkpoints, 1)).weights
@@ -154,7 +156,7 @@ def test_going_back_trains_on_from_the_best_epoch_at_a_lower_rate(checkpoint, fr
     write_checkpoint(folder.checkpoints, dataclasses.replace(first, progress=second.progress), keep_last=2)
     shutil.copy(free.metrics, folder.metrics)
     shutil.copy(free.timings, folder.timings)
-    list(train(setup, folder, resume=True))
+    list(train(setup, folder, resume=Resumption()))
     assert folder.metrics.read_text().splitlines() == turned_back.metrics.read_text().splitlines()[:3]
 
 
@@ -172,7 +174,7 @@ def test_a_resumed_run_is_the_unbroken_one(checkpoint, limit, turned_back, tmp_p
         if event == leave or (leave == "judged" and isinstance(event, Note) and "back to epoch 1" in event.text):
             break
     events.close()
-    list(run_on(watched_setup(checkpoint, guard, keep_last=1), folder, resume=True))
+    list(run_on(watched_setup(checkpoint, guard, keep_last=1), folder, resume=Resumption()))
     assert everything(folder) == everything(turned_back)
 
 
@@ -181,7 +183,7 @@ def test_a_run_that_the_guard_has_stopped_stays_stopped(checkpoint, limit, tmp_p
     folder = run_folder(tmp_path / "run", setup)
     list(run_on(setup, folder))
     before = everything(folder)
-    events = list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=True))
+    events = list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=Resumption()))
     assert not [event for event in events if isinstance(event, EpochDone)]
     assert everything(folder) == before
 
@@ -190,7 +192,7 @@ def test_a_run_with_nothing_worth_keeping_is_no_success(checkpoint, tmp_path):
     setup = watched_setup(checkpoint, keeping(StopRule(measure="brightness", below=2.0)))
     folder = run_folder(tmp_path / "run", setup)
     with pytest.raises(TrainingError) as fault:
-        list(whole_run(setup, folder, resume=False))
+        list(whole_run(setup, folder, resume=None))
     assert str(fault.value) == (
         f"{folder.path}: every evaluation broke a rule of the guard, so no epoch is worth keeping; evaluate more often "
         "(eval.every) or lower train.learning_rate; report.html shows the last epoch"
@@ -205,7 +207,7 @@ def test_a_kept_checkpoint_that_is_gone_is_one_line(checkpoint, limit, tmp_path)
     gone = checkpoint_path(folder.checkpoints, 1)
     shutil.rmtree(gone)
     with pytest.raises(ArtifactError) as fault:
-        list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=True))
+        list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=Resumption()))
     assert str(fault.value) == f"{gone}: the kept epoch's checkpoint is gone; put it back"
 
 
@@ -219,11 +221,28 @@ def test_a_guarded_run_may_go_back_more_often_but_not_get_other_rules_or_evaluat
     assert [line.split(": ")[1] for line in fault.value.faults] == ["eval.steps", "guard.stop_if"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        (StopRule(measure="brightness", steps=(2,), below=0.0), "brightness at 2 steps"),
+        (StopRule(measure="sharpness", below=0.0), "sharpness"),
+    ],
+)
+def test_rules_about_what_earlier_evaluations_did_not_measure_are_one_line(checkpoint, free, rule, what):
+    recipe = watched_setup(checkpoint, keeping(rule)).recipe
+    with pytest.raises(ArtifactError) as fault:
+        judgements(free, recipe, 1)
+    assert str(fault.value) == (
+        f"{free.evaluations / 'epoch-00001.json'}: has no {what}; let the guard look at what every evaluation of the "
+        "run has measured"
+    )
+
+
 def test_a_stopped_run_goes_on_where_it_may_go_back_once_more(checkpoint, limit, turned_back, tmp_path):
     setup = watched_setup(checkpoint, keeping(limit), keep_last=1)
     folder = run_folder(tmp_path / "run", setup)
     list(run_on(setup, folder))
-    list(run_on(watched_setup(checkpoint, keeping(limit, times=1), keep_last=1), folder, resume=True))
+    list(run_on(watched_setup(checkpoint, keeping(limit, times=1), keep_last=1), folder, resume=Resumption()))
     assert everything(folder) == everything(turned_back)
 
 

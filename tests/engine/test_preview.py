@@ -28,7 +28,7 @@ def setup(checkpoint):
 
 
 def metrics(setup, folder):
-    (done,) = [event for event in train(setup, RunFolder(folder), resume=False) if isinstance(event, EpochDone)]
+    (done,) = [event for event in train(setup, RunFolder(folder), resume=None) if isinstance(event, EpochDone)]
     return done.metrics
 
 

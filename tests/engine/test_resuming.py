@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.changes import Resumption, check_same_run, recorded
 from sdpo_cli.engine.checkpoint import complete_checkpoints, digest, newest_snapshot
-from sdpo_cli.engine.events import EpochDone
+from sdpo_cli.engine.events import EpochDone, Note
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.snapshot import Progress
 from sdpo_cli.engine.trainer import train
@@ -31,13 +32,13 @@ def epochs_done(events) -> list[int]:
 
 def test_a_checkpoint_of_another_adapter_is_refused(checkpoint, tmp_path):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
     setup = tiny.setup(checkpoint, epochs=2)
     lora = setup.recipe.model.lora.model_copy(update={"rank": 4})
     model = setup.recipe.model.model_copy(update={"lora": lora})
     setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"model": model}))
     with pytest.raises(ArtifactError) as fault:
-        list(train(setup, run, resume=True))
+        list(train(setup, run, resume=Resumption()))
     assert str(fault.value) == (
         "checkpoint of epoch 1: weights.safetensors does not fit the adapter (down_blocks.0.attentions.0."
         "transformer_blocks.0.attn1.to_q.lora_A.sdpo.weight is [8, 16], not [4, 16]); "
@@ -45,29 +46,92 @@ def test_a_checkpoint_of_another_adapter_is_refused(checkpoint, tmp_path):
     )
 
 
-def test_another_base_model_is_refused(checkpoint, tmp_path):
-    run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
-    setup = tiny.setup(checkpoint, epochs=2)
+def with_other_plugins(setup: Setup) -> Setup:
+    """The setup with other weights in its base model and another version of its reward."""
     with torch.no_grad():
         next(setup.model.denoiser.parameters()).mul_(1.05)
-    other = dataclasses.replace(
-        setup, model=type(setup.model)(setup.model.pipeline, str(checkpoint), setup.model.options)
-    )
+    model = type(setup.model)(setup.model.pipeline, setup.recipe.model.name, setup.model.options)
+    return dataclasses.replace(setup, model=model, rewards=(dataclasses.replace(setup.rewards[0], version="2"),))
+
+
+def test_another_base_model_and_reward_are_refused_unless_they_are_overridden(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
+    other = with_other_plugins(tiny.setup(checkpoint, epochs=2))
+    old, new = tiny.load(checkpoint).identity, other.model.identity
     with pytest.raises(ArtifactError) as fault:
-        list(train(other, run, resume=True))
+        list(train(other, run, resume=Resumption()))
     assert str(fault.value) == (
-        "checkpoint of epoch 1: made with another base model; resume with what it was made with, or start a new run"
+        f"checkpoint of epoch 1: made with another base model ({old}, now {new}), another version of reward brightness "
+        "(1, now 2); resume with what it was made with, or add --override model --override reward"
     )
+    other = with_other_plugins(tiny.setup(checkpoint, epochs=2))
+    notes = [event.text for event in train(other, run, Resumption(("model", "reward"))) if isinstance(event, Note)]
+    assert notes == [
+        f"from epoch 2 on: base model '{new}', before '{old}'",
+        "from epoch 2 on: version of reward brightness '2', before '1'",
+    ]
+    assert list(map(str, recorded(run))) == notes
+    snapshot = newest_snapshot(run.checkpoints)[0]
+    assert snapshot.about == other.about
+    drawn = sum(len(returns) for returns in snapshot.statistics.returns.values())
+    assert drawn == 2 * 4, "the returns of the other reward are forgotten"
+
+
+def changed(setup, **section: object):
+    """The setup, its recipe's `train` changed, and that as what a resumed run was allowed to change."""
+    before = setup.recipe
+    after = before.model_copy(update={"train": before.train.model_copy(update=section)})
+    fields = [f"train.{name}" for name in section]
+    return dataclasses.replace(setup, recipe=after), check_same_run(before, after, "r.yaml", fields)
+
+
+def test_what_is_overridden_is_recorded_once_and_the_rest_goes_on(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=2), run, resume=None))
+    setup, resumption = changed(tiny.setup(checkpoint, epochs=3), learning_rate=2e-3)
+    next(train(setup, run, resumption))  # left before its first epoch ends
+    assert epochs_done(train(changed(tiny.setup(checkpoint, epochs=3), learning_rate=2e-3)[0], run, resumption)) == [3]
+    assert [json.loads(line) for line in run.changes.read_text().splitlines()] == [
+        {"epoch": 2, "what": "train.learning_rate", "before": 1e-3, "after": 2e-3}
+    ]
+    snapshot = newest_snapshot(run.checkpoints)[0]
+    assert sum(len(returns) for returns in snapshot.statistics.returns.values()) == 3 * 2 * 4
+    assert {int(one) for name, one in snapshot.optimizer.items() if name.endswith("/step")} == {6}
+
+
+def test_averages_that_nobody_carries_on_are_dropped_and_new_ones_begin(checkpoint, tmp_path):
+    run, plain = folder(tmp_path), tiny.setup(checkpoint, epochs=1)
+    list(train(changed(plain, ema_decay=0.5)[0], run, resume=None))
+    for epochs, decay, kept in ((2, 0.0, False), (3, 0.5, True)):
+        setup, _ = changed(tiny.setup(checkpoint, epochs=epochs), ema_decay=decay)
+        list(train(setup, run, Resumption(("train.ema_decay",))))
+        names = newest_snapshot(run.checkpoints)[0].optimizer
+        assert any(name.endswith("/average") for name in names) == kept
+
+
+def test_nothing_is_a_change_before_the_first_checkpoint(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    setup, resumption = changed(tiny.setup(checkpoint, epochs=1), learning_rate=2e-3)
+    assert epochs_done(train(setup, run, resumption)) == [1]
+    assert not run.changes.exists()
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"epoch": 1}'])
+def test_a_damaged_record_of_changes_is_one_line(tmp_path, line):
+    run = folder(tmp_path)
+    run.changes.write_text(line + "\n")
+    with pytest.raises(ArtifactError, match=f"^{re.escape(str(run.changes))}.*: .*; .*$"):
+        recorded(run)
 
 
 def test_a_checkpoint_of_a_newer_format_is_refused_not_passed_over(checkpoint, tmp_path):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=2), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=2), run, resume=None))
     newest = complete_checkpoints(run.checkpoints)[-1]
     (newest / "manifest.json").write_text('{"format": 3, "sha256": {}}')
     with pytest.raises(ArtifactError) as fault:
-        list(train(tiny.setup(checkpoint, epochs=3), run, resume=True))
+        list(train(tiny.setup(checkpoint, epochs=3), run, resume=Resumption()))
     assert str(fault.value) == f"{newest}: format 3 is newer than 2; update sdpo-cli"
 
 
@@ -86,7 +150,7 @@ def test_a_checkpoint_of_format_1_is_gone_on_from(checkpoint, tmp_path, monkeypa
     }  # fmt: skip
     about = {**setup.about, "base model": old.about["base model"]}  # its random weights may be others elsewhere
     monkeypatch.setattr(Setup, "about", about)
-    assert epochs_done(train(setup, run, resume=True)) == [2]
+    assert epochs_done(train(setup, run, resume=Resumption())) == [2]
     new = newest_snapshot(run.checkpoints)[0]
     assert (new.progress.epoch, new.progress.updates, new.about) == (2, 2, about)
     assert json.loads((run.checkpoints / "epoch-00002" / "manifest.json").read_text())["format"] == 2
@@ -105,7 +169,7 @@ def test_an_optimiser_state_that_does_not_fit_is_refused_before_a_weight_is_touc
     checkpoint, tmp_path, change, fault
 ):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
     newest = complete_checkpoints(run.checkpoints)[-1]
     path, manifest = newest / "optimizer.safetensors", json.loads((newest / "manifest.json").read_text())
     tensors, spoilt = load_file(path), "/exp_avg"
@@ -114,7 +178,7 @@ def test_an_optimiser_state_that_does_not_fit_is_refused_before_a_weight_is_touc
     (newest / "manifest.json").write_text(json.dumps(manifest))
     setup = tiny.setup(checkpoint, epochs=2)
     with pytest.raises(ArtifactError) as error:
-        list(train(setup, run, resume=True))
+        list(train(setup, run, resume=Resumption()))
     weight = r"[\w.]+attn1.to_k"
     assert re.fullmatch(
         rf"checkpoint of epoch 1: optimizer.safetensors does not fit the optimiser \(of {fault.format(w=weight)}\); "

@@ -192,7 +192,7 @@ def test_training_stops_when_the_server_is_gone_and_keeps_the_last_whole_epoch(c
         (tmp_path / "run").mkdir()
         run = RunFolder(tmp_path / "run")
         with pytest.raises(PluginError) as fault:
-            list(train(setup, run, resume=False))
+            list(train(setup, run, resume=None))
     assert str(fault.value).startswith(f"reward http: {url} (2 tries) cannot be reached (")
     assert "pictures, the first of '" in str(fault.value)
     assert newest_snapshot(run.checkpoints)[0].progress.epoch == len(run.metrics.read_text().splitlines()) >= 1

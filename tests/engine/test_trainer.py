@@ -13,6 +13,7 @@ from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.builtin.objectives.options import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.changes import Resumption
 from sdpo_cli.engine.checkpoint import complete_checkpoints, newest_snapshot
 from sdpo_cli.engine.evaluate import Plan, evaluate
 from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
@@ -49,15 +50,17 @@ def result_of(events):
 def unbroken(checkpoint, tmp_path_factory) -> dict[str, bytes]:
     """Four epochs in one go."""
     run = folder(tmp_path_factory.mktemp("unbroken"))
-    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=False)) == [1, 2, 3, 4]
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=None)) == [1, 2, 3, 4]
     return final_state(run)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_resumed_run_equals_the_unbroken_one_byte_for_byte(checkpoint, tmp_path, unbroken, stop_after):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=stop_after), run, resume=False))
-    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=True)) == list(range(stop_after + 1, 5))
+    list(train(tiny.setup(checkpoint, epochs=stop_after), run, resume=None))
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=Resumption())) == list(
+        range(stop_after + 1, 5)
+    )
     assert final_state(run) == unbroken
 
 
@@ -66,24 +69,24 @@ def test_a_consumer_that_leaves_in_mid_epoch_loses_no_whole_epoch(checkpoint, tm
     run, setup = folder(tmp_path), tiny.setup(checkpoint, epochs=4)
     section = setup.recipe.train.model_copy(update={"checkpoint_every": checkpoint_every})
     setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"train": section}))
-    events = train(setup, run, resume=False)
+    events = train(setup, run, resume=None)
     for event in events:
         if event == StageStarted("update", 3, 4):
             break
     events.close()
     assert newest_snapshot(run.checkpoints)[0].progress.epoch == 2
-    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=True)) == [3, 4]
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=4), run, resume=Resumption())) == [3, 4]
     assert final_state(run) == unbroken
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(checkpoint, tmp_path, unbroken):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=3), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=3), run, resume=None))
     damaged = complete_checkpoints(run.checkpoints)[-1] / "optimizer.safetensors"
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
     damaged.write_bytes(bytes(data))
-    events = list(train(tiny.setup(checkpoint, epochs=4), run, resume=True))
+    events = list(train(tiny.setup(checkpoint, epochs=4), run, resume=Resumption()))
     notes = [event.text for event in events if isinstance(event, Note)]
     assert notes == [f"{damaged.parent}: optimizer.safetensors is damaged or missing; trying the one before"]
     assert epochs_done(events) == [3, 4]
@@ -94,13 +97,13 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(checkpoint, tmp_p
     run = folder(tmp_path)
     run.metrics.write_text('{"epoch": 1}\n{"epo')
     (run.checkpoints / ".partial-epoch-00001").mkdir(parents=True)
-    assert epochs_done(train(tiny.setup(checkpoint, epochs=2), run, resume=True)) == [1, 2]
+    assert epochs_done(train(tiny.setup(checkpoint, epochs=2), run, resume=Resumption())) == [1, 2]
     assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
 
 def test_metrics_count_what_was_done_and_hold_no_times(checkpoint, tmp_path):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=2, steps=3, pairs=4), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=2, steps=3, pairs=4), run, resume=None))
     first, second = (json.loads(line) for line in run.metrics.read_text().splitlines())
     assert (second["epoch"], second["images"], second["queries"], second["updates"]) == (2, 16, 32, 4)
     assert first["reward/brightness"] == first["reward_last"]
@@ -130,13 +133,13 @@ def test_a_failing_reward_leaves_the_epochs_before_it(checkpoint, tmp_path):
         rewards=(LoadedReward("failing", "1", 1.0, Failing()),),
     )
     with pytest.raises(PluginError, match=r"^reward failing: raised ValueError: the scorer fell over \(.* of '\w+'\)"):
-        list(train(setup, run, resume=False))
+        list(train(setup, run, resume=None))
     assert newest_snapshot(run.checkpoints)[0].progress.epoch == len(run.metrics.read_text().splitlines()) >= 1
 
 
 def test_only_the_newest_checkpoints_are_kept_and_no_partial_one(checkpoint, tmp_path):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=4), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=4), run, resume=None))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["epoch-00003", "epoch-00004"]
 
 
@@ -145,7 +148,7 @@ def test_brightness_rises(checkpoint, tmp_path):
     setup = tiny.setup(checkpoint, epochs=8, pairs=10, steps=4, micro_batch=10, gamma=0.0, clip=0.0)
     section = setup.recipe.train.model_copy(update={"learning_rate": 1e-2})
     setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"train": section}))
-    list(train(setup, folder(tmp_path), resume=False))
+    list(train(setup, folder(tmp_path), resume=None))
     plan = Plan(tiny.PROMPTS, (1, 2, 4), 4, 1000, setup.model.sampler, 20, "tiny")
     evaluation = result_of(evaluate(setup.model, setup.rewards, plan, adapter="adapter"))
     for result in evaluation.report.results:
@@ -155,11 +158,11 @@ def test_brightness_rises(checkpoint, tmp_path):
 
 def test_a_resumed_run_writes_its_adapter_anew(checkpoint, tmp_path):
     run = folder(tmp_path)
-    list(train(tiny.setup(checkpoint, epochs=1), run, resume=False))
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
     weights = run.adapter / "pytorch_lora_weights.safetensors"
     expected = load_file(weights)
     weights.unlink()
-    assert [type(event) for event in train(tiny.setup(checkpoint, epochs=1), run, resume=True)] == [Resumed]
+    assert [type(event) for event in train(tiny.setup(checkpoint, epochs=1), run, resume=Resumption())] == [Resumed]
     found = load_file(weights)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
@@ -169,7 +172,7 @@ def test_prompts_are_encoded_once_in_a_run(checkpoint, tmp_path, monkeypatch):
     setup = tiny.setup(checkpoint, epochs=4)
     encoded, encode = [], setup.model.encode
     monkeypatch.setattr(setup.model, "encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
-    list(train(setup, folder(tmp_path), resume=False))
+    list(train(setup, folder(tmp_path), resume=None))
     assert sorted(encoded) == ["ant", "bee", "cat", "dog", "owl"]
 
 
@@ -182,7 +185,7 @@ def test_the_batch_of_an_update_that_is_not_finite_is_kept(checkpoint, tmp_path)
     run, setup = folder(tmp_path), tiny.setup(checkpoint, epochs=2)
     setup = dataclasses.replace(setup, objective=Sick(SdpoOptions()))
     with pytest.raises(TrainingError) as fault:
-        list(train(setup, run, resume=False))
+        list(train(setup, run, resume=None))
     kept = run.faults / "epoch-00001.json"
     assert re.fullmatch(
         r"epoch 1, update of steps \[.*\]: loss is nan, grad_norm is nan; no weight was changed; "
