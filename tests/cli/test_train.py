@@ -1,38 +1,15 @@
 """`sdpo train` from the outside: what it writes, what it says, and what it refuses."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
 from sdpo_cli.main import main
-
-
-def sdpo(*arguments: str, folder: Path) -> subprocess.Popen:
-    """The command in a process of its own, in a session of its own, so that signals reach it alone."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "sdpo_cli", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
-    """Until `path` has so many lines; fails where the process ends before."""
-    while not path.is_file() or path.read_text().count("\n") < lines:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
 
 
 def test_a_run_leaves_everything_it_promises(trained):
@@ -88,23 +65,6 @@ def test_a_second_run_does_not_touch_the_first(workplace):
         )
     assert sorted(path.name for path in (workplace / "runs").iterdir()) == ["latest", "small", "small-2"]
     assert (workplace / "runs" / "latest").resolve().name == "small-2"
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_and_the_resumed_run_equals_the_unbroken_one(workplace, trained, number, code):
-    process = sdpo("train", "small.yaml", "--out", "run", folder=workplace)
-    wait_for(workplace / "run" / "metrics.jsonl", process)
-    os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert err.splitlines()[-1] == (
-        f"error: run: stopped by {signal.Signals(number).name}; continue with `sdpo train --out run --resume`"
-    )
-    assert main(["train", "--out", "run", "--resume", "--quiet"]) == 0
-    unbroken = trained / "runs" / "small"
-    assert (workplace / "run" / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
-    newest = Path("checkpoints/epoch-00002/weights.safetensors")
-    assert (workplace / "run" / newest).read_bytes() == (unbroken / newest).read_bytes()
 
 
 def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
