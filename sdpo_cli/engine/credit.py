@@ -18,6 +18,7 @@ from sdpo_cli.engine.preview import decode, rewarded_decoder
 from sdpo_cli.engine.rollout import Rollouts
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import columns, weighted_sum
+from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import (
     StepStatistics,
     align_credit,
@@ -32,6 +33,28 @@ from sdpo_cli.maths import (
     stepwise_advantages,
     write_true_rewards,
 )
+
+
+class NonFiniteRolloutError(TrainingError):
+    """The base model's estimates or log-probabilities are not finite; `finite` [R B S] says which are."""
+
+    def __init__(self, rollouts: Rollouts, finite: Bool[Tensor, "R B S"]) -> None:
+        self.rollouts, self.finite = rollouts, finite
+        fault = f"{int((~finite).sum())} of {finite.numel()} clean estimates or their log-probabilities are not finite"
+        super().__init__(fault, remedy="lower train.learning_rate, or use model.dtype float32")
+
+
+@dataclass(frozen=True)
+class PlacedRequest(ScoreRequest):
+    """Pictures of a training epoch.
+
+    Attributes:
+        places: of each picture the rollout, the pair among those drawn, and the step whose clean estimate it shows.
+        first: the running number of the first pair drawn.
+    """
+
+    places: Sequence[Sequence[int]] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,11 +146,22 @@ def distinct_queries(key_step: Int[Tensor, "R B K"], steps: int, shared_noise: b
     return wanted
 
 
+def finite_steps(rollouts: Rollouts) -> Bool[Tensor, "R B S"]:
+    """Which steps' clean estimates and log-probabilities are finite."""
+    return rollouts.x0.isfinite().all(-1).all(-1).all(-1) & rollouts.log_prob.isfinite()
+
+
 def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: LearningPlan, batch: int) -> Asked:
-    """Decode the queried clean estimates and hand them to the scorer, `batch` pictures at a time."""
+    """Decode the queried clean estimates and hand them to the scorer, `batch` pictures at a time.
+
+    NonFiniteRolloutError where there is nothing to be pictured.
+    """
     key_step = queried_steps(rollouts, plan)
     wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.shared_noise)
-    places, fits = wanted.cpu().nonzero(), batch  # the one time that the host waits for the device
+    known, finite = torch.stack([wanted, finite_steps(rollouts)]).cpu()  # the one time that the host waits
+    if not finite.all():
+        raise NonFiniteRolloutError(rollouts, finite)
+    places, fits = known.nonzero(), batch
     pictured = rollouts.x0[tuple(places.to(wanted.device, non_blocking=True).unbind(-1))]
     answers = []
     for start in range(0, len(places), batch):
@@ -135,7 +169,8 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
         prompts = [rollouts.draw.prompts[index] for index in places[rows, 1].tolist()]
         images, fits = fitting(partial(decode, rewarded_decoder(model), pictured[rows]), fits, "picture")
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        answers.append(scorer.submit(ScoreRequest(images, texts, metadata)))
+        request = PlacedRequest(images, texts, metadata, places[rows].tolist(), rollouts.draw.first)
+        answers.append(scorer.submit(request))
     return Asked([prompt.text for prompt in rollouts.draw.prompts], key_step, wanted, answers, fits)
 
 

@@ -1,67 +1,133 @@
-"""What an update could not be learnt from, kept for a look."""
+"""What could not be learnt from, kept for a look."""
 
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from sdpo_cli.engine.files import write_text, writing
-from sdpo_cli.engine.update import Lesson, NonFiniteError
-from sdpo_cli.errors import ArtifactError, TrainingError
+from sdpo_cli.engine.credit import NonFiniteRolloutError, PlacedRequest
+from sdpo_cli.engine.files import write_bytes, write_text, writing
+from sdpo_cli.engine.images import as_picture, png_bytes
+from sdpo_cli.engine.rollout import Rollouts
+from sdpo_cli.engine.scorer import quoted
+from sdpo_cli.engine.scoring import NonFiniteScoreError
+from sdpo_cli.engine.update import NonFiniteError
+from sdpo_cli.errors import ArtifactError, PluginError, SdpoError, TrainingError
 
 LARGEST = 256 * 2**20
 """Bytes of states kept at the most; the pairs that are not finite themselves come first."""
 
+PICTURES = 64
+"""Pictures kept at the most; those whose reward is not finite come first."""
 
-def with_batch(folder: Path, epoch: int, lesson: Lesson, fault: NonFiniteError) -> TrainingError:
-    """The fault with its epoch, and with the place of its batch unless that cannot be written."""
-    try:
-        kept = f"see its batch in {keep_batch(folder, epoch, lesson, fault)}; "
-    except ArtifactError:
-        kept = ""
-    return TrainingError(fault.fault, place=f"epoch {epoch}, {fault.place}", remedy=f"{kept}{fault.remedy}")
+F = TypeVar("F", bound=SdpoError)
 
 
-def keep_batch(folder: Path, epoch: int, lesson: Lesson, fault: NonFiniteError) -> Path:
-    """Write the failed update's pairs: states, log-probabilities, advantages and prompts. Gives the path of the JSON.
+@contextmanager
+def keeping_batches(folder: Path, epoch: int, model: str) -> Iterator[None]:
+    """While an epoch is inside, numbers that are not finite leave their batch under `folder`.
 
-    ArtifactError where they cannot be written.
+    The error says where, and names epoch, step, sample and plug-in; `model` is the base model's name.
     """
-    rollouts, pairs = lesson.rollouts, suspects_first(lesson, fault)
-    most = max(1, LARGEST // (2 * rollouts.x_t[:, 0].numel() * 4))
-    kept = pairs[:most]
-    tensors = {"x_t": rollouts.x_t, "x0": rollouts.x0, "log_prob": rollouts.log_prob, "advantage": lesson.advantage}
     path = folder / f"epoch-{epoch:05d}.json"
+    try:
+        yield
+    except NonFiniteError as fault:
+        remedy = where_kept(keep_update, path, fault)
+        raise TrainingError(fault.fault, place=f"epoch {epoch}, {fault.place}", remedy=remedy) from fault
+    except NonFiniteRolloutError as fault:
+        remedy = where_kept(keep_rollouts, path, fault)
+        rollout, pair, step = min((~fault.finite).nonzero().tolist(), key=lambda place: place[2])
+        sample = named(step, rollout, **described(fault.rollouts, pair))
+        raise TrainingError(fault.fault, place=f"epoch {epoch}, {sample}, model {model}", remedy=remedy) from fault
+    except NonFiniteScoreError as fault:
+        if not isinstance(fault.request, PlacedRequest):
+            raise
+        remedy = where_kept(keep_pictures, path, fault)
+        sample = named(**picture_entries(fault.request, fault.values)[0])
+        raise PluginError(fault.fault, place=f"epoch {epoch}, {sample}, {fault.place}", remedy=remedy) from fault
+
+
+def where_kept(keep: Callable[[Path, F], None], path: Path, fault: F) -> str:
+    """Keep the batch; the fault's remedy, with the place of the batch unless that cannot be written."""
+    try:
+        keep(path, fault)
+    except ArtifactError:
+        return fault.remedy
+    return f"see its batch in {path}; {fault.remedy}"
+
+
+def named(step: int, rollout: int, number: int, prompt: str, **_: object) -> str:
+    """A sample, for an error."""
+    return f"step {step} of rollout {rollout} of pair {number} ({quoted(prompt)})"
+
+
+def keep_update(path: Path, fault: NonFiniteError) -> None:
+    """The failed update's pairs: states, log-probabilities, advantages and prompts. ArtifactError as for writing."""
+    rollouts, advantage = fault.lesson.rollouts, fault.lesson.advantage
+    pairs = fault.update.pairs.unique().tolist()
+    keep_states(path, fault, rollouts, {"advantage": advantage}, pairs, fault.update.step.unique().tolist())
+
+
+def keep_rollouts(path: Path, fault: NonFiniteRolloutError) -> None:
+    """The part of the epoch's rollouts that is not finite: states, log-probabilities and prompts. ArtifactError too."""
+    steps = (~fault.finite).any(0).any(0).nonzero().flatten().tolist()
+    keep_states(path, fault, fault.rollouts, {}, list(range(len(fault.rollouts.draw))), steps)
+
+
+def keep_states(
+    path: Path,
+    fault: SdpoError,
+    rollouts: Rollouts,
+    more: Mapping[str, Tensor],
+    pairs: Sequence[int],
+    steps: Sequence[int],
+) -> None:
+    """Write some pairs' tensors, [R B ...] each, as safetensors, and beside them as JSON what they are."""
+    tensors = {"x_t": rollouts.x_t, "x0": rollouts.x0, "log_prob": rollouts.log_prob, **more}
+    sound = {pair: all(bool(one[:, pair].isfinite().all()) for one in tensors.values()) for pair in pairs}
+    suspects_first = sorted(pairs, key=sound.__getitem__)
+    chosen = suspects_first[: max(1, LARGEST // (2 * rollouts.x_t[:, 0].numel() * 4))]
     with writing(path.with_suffix(".safetensors")):
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = {name: one[:, kept].detach().cpu().contiguous() for name, one in tensors.items()}
-        save_file(chosen, path.with_suffix(".safetensors"))
-    said = {
-        "epoch": epoch,
-        "fault": str(fault),
-        "steps": fault.update.step.unique().tolist(),
-        "pairs": [describe(lesson, pair) for pair in kept],
-        "left_out": len(pairs) - len(kept),
-    }
-    write_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
-    return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {name: one[:, chosen].detach().cpu().contiguous() for name, one in tensors.items()}
+        save_file(kept, path.with_suffix(".safetensors"))
+    entries = [{**described(rollouts, pair), "finite": sound[pair]} for pair in chosen]
+    write_json(path, fault, steps=list(steps), pairs=entries, left_out=len(pairs) - len(chosen))
 
 
-def suspects_first(lesson: Lesson, fault: NonFiniteError) -> list[int]:
-    """The places of the update's pairs in the epoch, those with a number that is not finite before the others."""
-    places = fault.update.pairs.unique().tolist()
-    return sorted(places, key=lambda pair: is_finite(lesson, pair))
+def described(rollouts: Rollouts, pair: int) -> dict[str, Any]:
+    """A pair's running number and prompt."""
+    return {"number": rollouts.draw.first + pair, "prompt": rollouts.draw.prompts[pair].text}
 
 
-def is_finite(lesson: Lesson, pair: int) -> bool:
-    """Whether all that was sampled and credited of a pair is finite."""
-    rollouts = lesson.rollouts
-    numbers = (rollouts.x_t, rollouts.x0, rollouts.log_prob, lesson.advantage)
-    return all(bool(torch.isfinite(one[:, pair]).all()) for one in numbers)
+def keep_pictures(path: Path, fault: NonFiniteScoreError) -> None:
+    """Write the pictures of the request as PNG, and beside them as JSON what they are. ArtifactError as for writing."""
+    entries = picture_entries(fault.request, fault.values)
+    folder = path.with_suffix("")
+    for entry in entries[:PICTURES]:
+        image = fault.request.images[entry["picture"]].detach().cpu().nan_to_num(0.0)
+        write_bytes(folder / f"{entry['picture']:04d}.png", png_bytes(as_picture(image)))
+    write_json(path, fault, pictures=entries[:PICTURES], left_out=max(0, len(entries) - PICTURES))
 
 
-def describe(lesson: Lesson, pair: int) -> dict[str, object]:
-    """A pair's running number, prompt, and whether its numbers are finite."""
-    draw = lesson.rollouts.draw
-    return {"number": draw.first + pair, "prompt": draw.prompts[pair].text, "finite": is_finite(lesson, pair)}
+def picture_entries(request: PlacedRequest, values: Tensor) -> list[dict[str, Any]]:
+    """What is known of each picture, those whose value is not finite first; values as texts, for JSON knows no NaN."""
+    found = [
+        {"picture": place, "number": request.first + pair, "prompt": prompt, "rollout": rollout, "step": step}
+        | {"value": str(value), "finite": finite}
+        for place, ((rollout, pair, step), prompt, value, finite) in enumerate(
+            zip(request.places, request.prompts, values.tolist(), values.isfinite().tolist(), strict=True)
+        )
+    ]
+    return sorted(found, key=lambda one: one["finite"])
+
+
+def write_json(path: Path, fault: SdpoError, **said: Any) -> None:
+    """What a batch is, for people and programs."""
+    text = json.dumps({"fault": str(fault), **said}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
-from sdpo_cli.engine.scoring import LoadedReward, checked_score
+from sdpo_cli.engine.scoring import LoadedReward, NonFiniteScoreError, checked_score
 from sdpo_cli.errors import ArtifactError, PluginError, UsageError, one_line
 
 THREAD = "sdpo scoring"
@@ -136,6 +136,8 @@ class Scorer:
         try:
             result = checked_score(loaded.name, loaded.reward, request)
             self._refuse_other_details(loaded.name, set(result.details))
+        except NonFiniteScoreError as fault:
+            raise NonFiniteScoreError(f"{fault.fault} {about(request)}", fault.place, request, fault.values) from fault
         except (PluginError, UsageError, ArtifactError) as fault:
             raise type(fault)(f"{fault.fault} {about(request)}", place=fault.place, remedy=fault.remedy) from fault
         return result
@@ -149,6 +151,11 @@ class Scorer:
 
 def about(request: ScoreRequest) -> str:
     """`(4 pictures, the first of 'a dog')`, for an error."""
-    count, prompt = len(request.images), one_line(request.prompts[0]) if request.prompts else ""
-    first = repr(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
+    count, first = len(request.images), quoted(request.prompts[0] if request.prompts else "")
     return f"(1 picture, of {first})" if count == 1 else f"({count} pictures, the first of {first})"
+
+
+def quoted(prompt: str) -> str:
+    """A prompt in quotes, cut off where it is long."""
+    line = one_line(prompt)
+    return repr(line if len(line) <= 60 else f"{line[:57]}...")

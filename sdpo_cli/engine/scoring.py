@@ -47,6 +47,19 @@ def columns(rewards: Sequence[LoadedReward], results: Sequence[ScoreResult]) -> 
     return found
 
 
+class NonFiniteScoreError(PluginError):
+    """A reward gave numbers that are not finite.
+
+    Attributes:
+        request: the pictures.
+        values: what it gave for them, one or more of them not finite.
+    """
+
+    def __init__(self, fault: str, place: str, request: ScoreRequest, values: Float[Tensor, " B"]) -> None:
+        self.request, self.values = request, values
+        super().__init__(fault, place=place, remedy="a reward must give finite numbers")
+
+
 @torch.no_grad()
 def checked_score(name: str, reward: Reward, request: ScoreRequest) -> ScoreResult:
     """The reward's answer, without gradients, if it keeps the contract: one finite float32 a picture.
@@ -55,7 +68,17 @@ def checked_score(name: str, reward: Reward, request: ScoreRequest) -> ScoreResu
 
     Raises:
         PluginError: it does not, or the reward raised; `name` is the place. A fault it tells itself passes through.
+        NonFiniteScoreError: the numbers are not finite.
     """
+    result = answer_in_parts(name, reward, request)
+    check_finite(f"reward {name}", "values", result.values, request)
+    for key, detail in result.details.items():
+        check_finite(f"reward {name}", f"details[{key!r}]", detail, request)
+    return result
+
+
+def answer_in_parts(name: str, reward: Reward, request: ScoreRequest) -> ScoreResult:
+    """The reward's answer, one float32 a picture. Errors as for `checked_score`."""
     try:
         result = answer(f"reward {name}", reward, request)
     except torch.OutOfMemoryError as error:
@@ -66,7 +89,7 @@ def checked_score(name: str, reward: Reward, request: ScoreRequest) -> ScoreResu
     if result is None:  # outside the handler: the exception no longer holds the memory of what failed
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return joined_results([checked_score(name, reward, half) for half in halves(request)])
+        return joined_results([answer_in_parts(name, reward, half) for half in halves(request)])
     check_values(f"reward {name}", "values", result.values, len(request.images))
     for key, detail in result.details.items():
         check_values(f"reward {name}", f"details[{key!r}]", detail, len(request.images))
@@ -105,21 +128,22 @@ def joined_results(results: Sequence[ScoreResult]) -> ScoreResult:
 
 
 def check_values(place: str, what: str, values: object, count: int) -> None:
-    """PluginError unless `values` are `count` finite float32 numbers."""
+    """PluginError unless `values` are `count` float32 numbers."""
     if not isinstance(values, Tensor) or values.dtype != torch.float32:
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(f"{what} are {kind}", place=place, remedy="a reward must give float32 tensors")
     if values.shape != (count,):
         found = list(values.shape)
         raise PluginError(f"{what} have shape {found} for {count} pictures", place=place, remedy=f"must be [{count}]")
+
+
+def check_finite(place: str, what: str, values: Float[Tensor, " B"], request: ScoreRequest) -> None:
+    """NonFiniteScoreError unless all are finite."""
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         first = f"{values[bad[0]].item()} for picture {bad[0]}"
-        raise PluginError(
-            f"{what} are not finite: {first}, {len(bad)} of {count} in all",
-            place=place,
-            remedy="a reward must give finite numbers",
-        )
+        fault = f"{what} are not finite: {first}, {len(bad)} of {len(values)} in all"
+        raise NonFiniteScoreError(fault, place, request, values)
 
 
 def standardised(values: Float[Tensor, "R B S"], prompts: Sequence[str]) -> Float[Tensor, "R B S"]:

@@ -3,7 +3,7 @@
 draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit -> update -> record
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from sdpo_cli.engine.credit import (
 )
 from sdpo_cli.engine.ema import averaged, exchange, follow
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
-from sdpo_cli.engine.faults import with_batch
+from sdpo_cli.engine.faults import keeping_batches
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.guarding import forget_evaluations, heeded, kept_epoch, put_kept_on, watch
 from sdpo_cli.engine.memory import fitting
@@ -37,7 +37,7 @@ from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options
 from sdpo_cli.engine.signals import held
 from sdpo_cli.engine.snapshot import Progress, Snapshot, restore_snapshot, take_snapshot
-from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, check_ratio_is_one, plan_updates, update_policy
+from sdpo_cli.engine.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
 
@@ -146,7 +146,8 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
             if judged and judged.action == "stop":
                 break
             snapshot = heeded(run.folder, run.setup, run.optimizer, snapshot, judged)
-            end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
+            with keeping_batches(run.folder.faults, epoch, run.setup.recipe.model.name):
+                end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
             check_there(run.folder)
             with held():
                 about = run.setup.about
@@ -227,21 +228,11 @@ def run_epoch(
         rollouts, divergence = compared_with_base(setup, rollouts, actions, micro_batch)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
-        learnt, micro_batch = learn(run, epoch, lesson, updates, micro_batch)
+        learnt, micro_batch = update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
     progress = advanced(snapshot.progress, rollouts, scored, updates)
     metrics = epoch_metrics(progress, rollouts, scored, credited, plan, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
-
-
-def learn(
-    run: Run, epoch: int, lesson: Lesson, updates: Sequence[Update], micro_batch: int
-) -> tuple[Mapping[str, float], int]:
-    """`update_policy`; the batch of an update that is not finite is kept, and the error says where."""
-    try:
-        return update_policy(run.setup.model, run.optimizer, lesson, updates, micro_batch)
-    except NonFiniteError as fault:
-        raise with_batch(run.folder.faults, epoch, lesson, fault) from fault
 
 
 def compared_with_base(

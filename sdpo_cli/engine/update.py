@@ -49,8 +49,8 @@ class Replay:
 class NonFiniteError(TrainingError):
     """An update's loss, gradient or metric is not finite; no weight was changed."""
 
-    def __init__(self, fault: str, update: Update) -> None:
-        self.update = update
+    def __init__(self, fault: str, update: Update, lesson: "Lesson") -> None:
+        self.update, self.lesson = update, lesson
         place = f"update of steps {update.step.unique().tolist()}"
         super().__init__(fault, place=place, remedy="lower train.learning_rate, or use model.dtype float32")
 
@@ -180,7 +180,7 @@ def attempt_update(
     means = dict(zip(sums, values, strict=True))
     wrong = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
     if wrong:
-        raise NonFiniteError(f"{', '.join(wrong)}; no weight was changed", update)
+        raise NonFiniteError(f"{', '.join(wrong)}; no weight was changed", update, lesson)
     optimizer.step()
     return {**means, "ratio_max": largest_drift}
 
