@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sdpo_cli.engine.files import write_bytes, write_text, writing
+from sdpo_cli.engine.files import read_numbered_json_lines, write_bytes, write_text, writing
 from sdpo_cli.engine.locking import LOCK
 from sdpo_cli.errors import ArtifactError, UsageError
 
@@ -223,7 +223,24 @@ def epoch_of(line: bytes, place: str) -> int:
     try:
         return int(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ArtifactError("not the record of an epoch", place=place, remedy="remove or mend the line") from None
+        raise no_epoch(place) from None
+
+
+def no_epoch(place: str) -> ArtifactError:
+    """The error about a line."""
+    return ArtifactError("not the record of an epoch", place=place, remedy="remove or mend the line")
+
+
+def read_epochs(path: Path, *numbers: str) -> list[dict[str, Any]]:
+    """The records of epochs in a file; none where there is no file.
+
+    ArtifactError with the line that is none, or that lacks one of the `numbers`.
+    """
+    rows = read_numbered_json_lines(path) if path.exists() else []
+    for line, row in rows:
+        if not all(isinstance(row.get(name), int | float) for name in ("epoch", *numbers)):
+            raise no_epoch(f"{path}:{line}")
+    return [row for _, row in rows]
 
 
 def sweep(folder: RunFolder) -> None:

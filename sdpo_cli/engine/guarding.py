@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.artifacts import RunFolder, read_epochs
 from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint
 from sdpo_cli.engine.events import Event, Note
-from sdpo_cli.engine.files import read_json_lines, read_text, write_json_lines
+from sdpo_cli.engine.files import read_text, write_json_lines
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, label, lr_share, watched
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.engine.setup import Setup
@@ -54,7 +54,7 @@ def check_measured(guard: GuardSection, found: Evaluated, place: str) -> None:
 
 def logged(folder: RunFolder, name: str) -> Mapping[int, float]:
     """A number of `metrics.jsonl` by epoch."""
-    return {row["epoch"]: row[name] for row in read_json_lines(folder.metrics) if name in row}
+    return {row["epoch"]: row[name] for row in read_epochs(folder.metrics) if name in row}
 
 
 def read_evaluation(folder: RunFolder, epoch: int, divergence: Mapping[int, float]) -> Evaluated:

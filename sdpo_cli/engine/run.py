@@ -11,12 +11,19 @@ import torch
 
 from sdpo_cli.api.lora_file import read_lora
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
-from sdpo_cli.engine.artifacts import RunFolder, check_out, claim_run_folder, library_versions, write_recipe
+from sdpo_cli.engine.artifacts import (
+    RunFolder,
+    check_out,
+    claim_run_folder,
+    library_versions,
+    read_epochs,
+    write_recipe,
+)
 from sdpo_cli.engine.board import Board
 from sdpo_cli.engine.changes import Resumption, check_same_run, recorded
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
 from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, StageStarted
-from sdpo_cli.engine.files import read_json_lines, read_text, write_bytes, write_text
+from sdpo_cli.engine.files import read_text, write_bytes, write_text
 from sdpo_cli.engine.grids import SHOWN, before_after, step_label
 from sdpo_cli.engine.guarding import account, check_kept, evaluation_path, is_due, kept_epoch
 from sdpo_cli.engine.images import picture_grid, png_bytes
@@ -107,7 +114,7 @@ def whole_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Gen
 
 def written_metrics(folder: RunFolder, event: Event) -> list[dict[str, Any]]:
     """The epochs written before `event`."""
-    rows = read_json_lines(folder.metrics) if folder.metrics.exists() else []
+    rows = read_epochs(folder.metrics, "images")
     return [row for row in rows if not isinstance(event, EpochDone) or row["epoch"] < event.epoch]
 
 
@@ -160,7 +167,7 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
     grid = folder.path / "before-after.png"
     write_bytes(grid, png_bytes(before_after(evaluation, [prompt.text for prompt in setup.eval_prompts[:SHOWN]])))
     write_text(folder.evaluation, to_json(evaluation.report))
-    metrics = read_json_lines(folder.metrics)
+    metrics = read_epochs(folder.metrics, "images")
     write_bytes(folder.path / "curves.png", draw_curves(metrics))
     name, recipe = setup.recipe.name or folder.path.name, read_text(folder.recipe)
     page = ReportPage(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sdpo_cli.engine.locking import LOCK
 from sdpo_cli.main import main
 
 REWARD = """\
@@ -28,9 +29,13 @@ FILL = """try:
                     pass
         except OSError as error:
             assert error.errno == errno.ENOSPC"""
+READ_ONLY = """subprocess.run(["mount", "--bind", "-o", "ro", "disk", "disk"], check=True)"""  # a remount is refused
 VANISH = """subprocess.run(["umount", "-l", "disk"], check=True)"""
 
-SETTINGS = ["--quiet", "--set", "train.epochs=3", "--set", "train.samples_every=0", "--set", "train.device=cpu"]
+SETTINGS = [
+    "--quiet", "--set", "train.epochs=3", "--set", "train.samples_every=0", "--set", "train.device=cpu",
+    "--set", "eval.steps=[1]", "--set", "eval.images_per_prompt=1",
+]  # fmt: skip
 
 
 def mount(*arguments: str) -> None:
@@ -85,6 +90,21 @@ def test_a_disk_that_vanishes_costs_the_epoch_at_work(disk, workplace, capsys):
     assert sorted(path.name for path in (real / "run" / "checkpoints").iterdir()) == ["epoch-00001"]
     assert main(["train", "--resume", "--out", "real/run", "--quiet"]) == 0
     assert [row["epoch"] for row in metrics(real / "run")] == [1, 2, 3]
+
+
+def test_a_disk_that_turns_read_only_costs_the_epoch_at_work(disk, capsys):
+    mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk))
+    assert train("turns", READ_ONLY) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: disk/run/metrics.jsonl: cannot be written (Read-only file system); check the folder and its permissions"
+    )
+    run = disk / "run"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["epoch-00001"]
+    subprocess.run(["umount", str(disk)], check=True)
+    assert main(["train", "--resume", "--out", "disk/run", "--quiet"]) == 0
+    assert [row["epoch"] for row in metrics(run)] == [1, 2, 3]
+    assert [path.name for path in run.rglob(".*") if path.name != LOCK] == []
 
 
 def test_a_disk_that_has_turned_read_only_is_told_before_anything_is_loaded(disk, capsys):

@@ -9,6 +9,7 @@ from sdpo_cli.engine.artifacts import (
     forget_after,
     latest_run,
     mark_latest,
+    read_epochs,
     sweep,
     write_recipe,
 )
@@ -73,6 +74,16 @@ def test_a_damaged_line_between_whole_ones_is_said_with_its_number(tmp_path, lin
     with pytest.raises(ArtifactError) as fault:
         forget_after(path, 3)
     assert str(fault.value) == f"{path}:2: not the record of an epoch; remove or mend the line"
+
+
+def test_records_are_read_or_the_line_that_lacks_a_number_is_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_epochs(path) == []
+    path.write_text('{"epoch": 1, "images": 2}\n\n{"epoch": 2}\n')
+    assert [row["epoch"] for row in read_epochs(path)] == [1, 2]
+    with pytest.raises(ArtifactError) as fault:
+        read_epochs(path, "images")
+    assert str(fault.value) == f"{path}:3: not the record of an epoch; remove or mend the line"
 
 
 def test_what_killed_writes_have_left_is_swept_away(tmp_path):

@@ -3,64 +3,24 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from guarded import EPOCHS, RATE, between_first_and_second, brightness, keeping, run_folder, run_on, watched_setup
 from safetensors.torch import load_file
 
-from sdpo_cli.engine.artifacts import RunFolder, write_recipe
+from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.changes import Resumption, check_same_run
 from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint, write_checkpoint
-from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
+from sdpo_cli.engine.events import EpochDone, Note, StageStarted
 from sdpo_cli.engine.guarding import judgements
-from sdpo_cli.engine.run import keep_records, whole_run
-from sdpo_cli.engine.setup import Setup
+from sdpo_cli.engine.run import whole_run
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import ArtifactError, RecipeError, TrainingError
-from sdpo_cli.recipe import GuardSection, KeepBestSection, RollbackSection, StopRule, dump_recipe
-
-EPOCHS = 3
-RATE = 1e-2
-
-
-def watched_setup(
-    checkpoint: Path, guard: GuardSection, *, every: int = 1, rate: float = RATE, **train: object
-) -> Setup:
-    """The tiny setup with an evaluation of 1-step pictures every `every` epochs."""
-    setup = tiny.setup(checkpoint, epochs=EPOCHS, steps=2, pairs=2)
-    recipe = setup.recipe
-    changes = {
-        "train": recipe.train.model_copy(update={"learning_rate": rate, **train}),
-        "eval": recipe.eval.model_copy(update={"steps": (1,), "every": every, "images_per_prompt": 1}),
-        "guard": guard,
-    }
-    return dataclasses.replace(setup, recipe=recipe.model_copy(update=changes))
-
-
-def run_folder(path: Path, setup: Setup) -> RunFolder:
-    path.mkdir(parents=True)
-    write_recipe(RunFolder(path), dump_recipe(setup.recipe))
-    return RunFolder(path)
-
-
-def brightness(folder: RunFolder, epoch: int) -> float:
-    """What the evaluation after an epoch found."""
-    report = json.loads((folder.evaluations / f"epoch-{epoch:05d}.json").read_text())
-    return report["results"][0]["tuned"]["mean"]
-
-
-def run_on(setup: Setup, folder: RunFolder, *, resume: Resumption | None = None) -> Iterator[Event]:
-    """A run as `whole_run` drives it, without the report at its end."""
-    evaluation = None
-    with closing(train(setup, folder, resume=resume)) as events:
-        for event in events:
-            yield event
-            if isinstance(event, EpochDone | Resumed) and event.epoch:
-                evaluation = (yield from keep_records(setup, folder, event.epoch, evaluation)) or evaluation
+from sdpo_cli.recipe import (
+    GuardSection,
+    StopRule,
+)
 
 
 def everything(folder: RunFolder) -> dict[str, bytes]:
@@ -87,16 +47,7 @@ def free(checkpoint, tmp_path_factory) -> RunFolder:
 @pytest.fixture(scope="module")
 def limit(free) -> StopRule:
     """A rule that the first evaluation keeps and the second breaks."""
-    first, second = brightness(free, 1), brightness(free, 2)
-    middle = (first + second) / 2
-    assert abs(first - second) > 1e-4
-    return StopRule(measure="brightness", **({"above": middle} if second > first else {"below": middle}))
-
-
-def keeping(*rules: StopRule, times: int = 0, factor: float = 0.5) -> GuardSection:
-    """Keep the epoch with the brightest pictures among those that keep the rules."""
-    keep = KeepBestSection(measure="brightness")
-    return GuardSection(keep_best=keep, stop_if=rules, rollback=RollbackSection(times=times, lr_factor=factor))
+    return between_first_and_second(free)
 
 
 @pytest.fixture(scope="module")
