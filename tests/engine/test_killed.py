@@ -20,7 +20,7 @@ model: %s
 prompts: few.txt
 reward: colorfulness
 rollout: {pairs: 2, steps: 2}
-train: {epochs: %d, learning_rate: 1e-2, samples_every: 2, keep_last: 9}
+train: {epochs: %d, learning_rate: 1e-2, ema_decay: 0.5, samples_every: 2, keep_last: 9}
 eval: {steps: [1], images_per_prompt: 1}
 """
 
