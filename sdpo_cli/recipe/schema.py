@@ -106,8 +106,8 @@ class ModelSection(Section):
     dtype: Dtype = Field(default="float32", description="Number format of the networks; all else is float32.")
     train: Literal["lora", "full"] = Field(
         default="lora",
-        description="`lora`, or `full`: all weights of the denoiser: 16 bytes each on the device, 12 in a checkpoint; "
-        "use a learning_rate near 1e-5.",
+        description="`lora`, or `full`: all weights of the denoiser: 16 bytes each on the device, 12 in a checkpoint "
+        "(4 more with train.ema_decay); use a learning_rate near 1e-5.",
     )
     lora: LoraSection = Field(default_factory=LoraSection, description="The LoRA that is trained.")
     compile: bool = Field(
