@@ -126,7 +126,7 @@ class Scorer:
             with torch.cuda.device_of(request.images):  # a new thread begins with the first device
                 return [self._ask(loaded, request) for loaded in self.rewards]
         except BaseException as fault:
-            self._fault = fault
+            self._fault = self._fault or fault  # the first one is told, however late it is seen
             raise
         finally:
             self._asked = None
