@@ -68,8 +68,8 @@ def test_descent_raises_the_likelihood_of_the_better_rollout():
 
 def test_plan_by_default():
     assert objective().plan == LearningPlan(
-        rollouts=2, shared_noise=True, antithetic=True, dense="anchors", anchor="interior", credit="next", gamma=0.99,
-        statistics_size=32, statistics_min_count=16, advantage_clip=5.0,
+        rollouts=2, shared_noise=True, antithetic=True, dense="anchors", anchor="middle", predictor="arc",
+        credit="next", gamma=0.99, statistics_size=32, statistics_min_count=16, advantage_clip=5.0,
     )  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def test_plan_follows_the_options():
         "statistics": {"size": 8, "min_count": 4},
     }
     assert objective(**options).plan == LearningPlan(
-        rollouts=2, shared_noise=True, antithetic=False, dense="exact", anchor="any", credit="current", gamma=0.0,
-        statistics_size=8, statistics_min_count=4, advantage_clip=3.0,
+        rollouts=2, shared_noise=True, antithetic=False, dense="exact", anchor="any", predictor="arc",
+        credit="current", gamma=0.0, statistics_size=8, statistics_min_count=4, advantage_clip=3.0,
     )  # fmt: skip
 
 

@@ -15,14 +15,15 @@ class DenseOptions(Options):
         description="anchors: queried at the first, last and anchor step, the rest predicted; exact: queried at every "
         "step; final: the last step's reward stands for all",
     )
-    anchor: Literal["interior", "any", "middle"] = Field(
-        default="interior",
-        description="where the anchor may lie: between first and last, anywhere (published code), or halfway always",
+    anchor: Literal["middle", "interior", "any"] = Field(
+        default="middle",
+        description="where the anchor lies: halfway always, or least similar to both ends: between them, or anywhere "
+        "(published code)",
     )
-    predictor: Literal["cosine", "sharpened", "arc"] = Field(
-        default="cosine",
-        description="the rewards between: queried ones averaged by cosine similarity (published code), by a softmax of "
-        "it, or interpolated along the arc of the latents",
+    predictor: Literal["arc", "sharpened", "cosine"] = Field(
+        default="arc",
+        description="the rewards between: interpolated along the arc of the latents, or queried ones averaged by a "
+        "softmax of cosine similarity, or by that itself (published code)",
     )
 
 
@@ -50,7 +51,7 @@ class PairOptions(AdvantageOptions):
 
 
 class SdpoOptions(PairOptions):
-    """SDPO's settings; the defaults are the published ones but for `antithetic`, `credit` and `dense.anchor`."""
+    """SDPO's settings; the defaults are the published ones but for `antithetic`, `credit` and `dense`."""
 
     antithetic: bool = Field(default=True, description=f"{ANTITHETIC} (published code)")
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")

@@ -12,8 +12,8 @@ class Sdpo:
     `sdpo_cli.maths.reward_difference_loss`. Metrics: `clip_fraction`, how often the clipped term decided, and
     `ratio_difference`, the mean of |Δρ| in nats per latent element.
     Source: arXiv 2411.11727 and its published code.
-    Differs: antithetic noise, credit `next` and anchor `interior` by default; in the published code the noise is
-    independent, the credit `current` and the anchor `any`.
+    Differs: antithetic noise, credit `next`, anchor `middle` and predictor `arc` by default; in the published code the
+    noise is independent, the credit `current`, the anchor `any` and the predictor `cosine`.
     """
 
     def __init__(self, options: SdpoOptions) -> None:
