@@ -150,10 +150,10 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
             check_there(run.folder)
             with held():
-                about = run.setup.about
-                snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
                 append_line(run.folder.metrics, end.done.metrics)
                 append_line(run.folder.timings, {"epoch": epoch, **end.done.seconds})
+                about = run.setup.about
+                snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
             micro_batch = end.micro_batch
             with averaged(run.optimizer):
                 yield end.done

@@ -16,7 +16,7 @@ from sdpo_cli.engine.evaluate import Plan, evaluate
 from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import PluginError
+from sdpo_cli.errors import ArtifactError, PluginError
 
 
 def folder(tmp_path, name="run") -> RunFolder:
@@ -132,6 +132,25 @@ def test_a_failing_reward_leaves_the_epochs_before_it(checkpoint, tmp_path):
     with pytest.raises(PluginError, match=r"^reward failing: raised ValueError: the scorer fell over \(.* of '\w+'\)"):
         list(train(setup, run, resume=None))
     assert newest_snapshot(run.checkpoints)[0].progress.epoch == len(run.metrics.read_text().splitlines()) >= 1
+
+
+def test_an_epoch_whose_record_cannot_be_written_has_no_checkpoint(checkpoint, tmp_path, unbroken):
+    run = folder(tmp_path)
+    with pytest.raises(ArtifactError) as fault:
+        for event in train(tiny.setup(checkpoint), run, resume=None):
+            if isinstance(event, EpochDone):
+                timings = run.timings.read_bytes()
+                run.timings.unlink()
+                run.timings.mkdir()
+    assert str(fault.value) == (
+        f"{run.timings}: cannot be written (Is a directory); check the folder and its permissions"
+    )
+    assert [path.name for path in complete_checkpoints(run.checkpoints)] == ["epoch-00001"]
+    run.timings.rmdir()
+    run.timings.write_bytes(timings)
+    list(train(tiny.setup(checkpoint, epochs=4), run, resume=Resumption()))
+    assert final_state(run) == unbroken
+    assert [row["epoch"] for row in map(json.loads, run.timings.read_text().splitlines())] == [1, 2, 3, 4]
 
 
 def test_only_the_newest_checkpoints_are_kept_and_no_partial_one(checkpoint, tmp_path):
