@@ -17,6 +17,7 @@ from sdpo_cli.engine.scorer import quoted
 from sdpo_cli.engine.scoring import NonFiniteScoreError
 from sdpo_cli.engine.update import NonFiniteError
 from sdpo_cli.errors import ArtifactError, PluginError, SdpoError, TrainingError
+from sdpo_cli.recipe import Recipe
 
 LARGEST = 256 * 2**20
 """Bytes of states kept at the most; the pairs that are not finite themselves come first."""
@@ -28,22 +29,25 @@ F = TypeVar("F", bound=SdpoError)
 
 
 @contextmanager
-def keeping_batches(folder: Path, epoch: int, model: str) -> Iterator[None]:
+def keeping_batches(folder: Path, epoch: int, recipe: Recipe) -> Iterator[None]:
     """While an epoch is inside, numbers that are not finite leave their batch under `folder`.
 
-    The error says where, and names epoch, step, sample and plug-in; `model` is the base model's name.
+    The error says where, and names epoch, step, sample and plug-in; of an update, whose loss is that of all its
+    samples, the objective.
     """
     path = folder / f"epoch-{epoch:05d}.json"
     try:
         yield
     except NonFiniteError as fault:
         remedy = where_kept(keep_update, path, fault)
-        raise TrainingError(fault.fault, place=f"epoch {epoch}, {fault.place}", remedy=remedy) from fault
+        place = f"epoch {epoch}, {fault.place}, objective {recipe.objective.name}"
+        raise TrainingError(fault.fault, place=place, remedy=remedy) from fault
     except NonFiniteRolloutError as fault:
         remedy = where_kept(keep_rollouts, path, fault)
         rollout, pair, step = min((~fault.finite).nonzero().tolist(), key=lambda place: place[2])
         sample = named(step, rollout, **described(fault.rollouts, pair))
-        raise TrainingError(fault.fault, place=f"epoch {epoch}, {sample}, model {model}", remedy=remedy) from fault
+        place = f"epoch {epoch}, {sample}, model {recipe.model.name}"
+        raise TrainingError(fault.fault, place=place, remedy=remedy) from fault
     except NonFiniteScoreError as fault:
         if not isinstance(fault.request, PlacedRequest):
             raise

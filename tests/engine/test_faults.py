@@ -38,7 +38,7 @@ def test_the_batch_of_an_update_that_is_not_finite_is_kept(checkpoint, tmp_path)
         list(train(setup, run, resume=None))
     kept = run.faults / "epoch-00001.json"
     assert re.fullmatch(
-        r"epoch 1, update of steps \[.*\]: loss is nan, grad_norm is nan; no weight was changed; "
+        r"epoch 1, update of steps \[.*\], objective sdpo: loss is nan, grad_norm is nan; no weight was changed; "
         rf"see its batch in {re.escape(str(kept))}; .+",
         str(fault.value),
     )
