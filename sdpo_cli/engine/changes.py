@@ -1,16 +1,16 @@
 """What may change in a run that is gone on with, what only by `--override`, and the record of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.ema import AVERAGE
 from sdpo_cli.engine.files import read_json_lines, write_json_lines
 from sdpo_cli.engine.recipe_differences import HANDLING, Differences, differences
+from sdpo_cli.engine.setup import Setup, fresh_statistics
 from sdpo_cli.engine.snapshot import Snapshot
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError, one_line
-from sdpo_cli.maths import StepStatistics
 from sdpo_cli.recipe import Recipe, long_form
 
 WATCHED = {"eval.steps", "eval.every", "eval.images_per_prompt", "eval.rewards", "eval.prompts"}
@@ -64,7 +64,7 @@ def check_same_run(written: Recipe, wanted: Recipe, place: str, overrides: Seque
 
     UsageError where `overrides` names no field.
     """
-    unknown = set(overrides) - {*paths(long_form(written)), *paths(long_form(wanted))}
+    unknown = set(overrides) - {*by_path(long_form(written)), *by_path(long_form(wanted))}
     if unknown:
         remedy = "docs/recipe.md has all of them"
         raise UsageError("no field of a recipe", place=f"--override {min(unknown)}", remedy=remedy)
@@ -79,12 +79,14 @@ def check_same_run(written: Recipe, wanted: Recipe, place: str, overrides: Seque
     return Resumption(overrides, changed)
 
 
-def paths(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """The dotted paths of all fields of a recipe, and of what holds them."""
+def by_path(tree: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """All fields of a recipe, and what holds them, by dotted path."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
-        yield f"{place}{name}"
+        found[f"{place}{name}"] = value
         if isinstance(value, Mapping):
-            yield from paths(value, f"{place}{name}.")
+            found |= by_path(value, f"{place}{name}.")
+    return found
 
 
 def allowed(path: str, overrides: Sequence[str]) -> bool:
@@ -112,35 +114,48 @@ def field_of(what: str) -> str:
     return next((name for start, name in FIELDS.items() if what.startswith(start)), what)
 
 
-def changes_after(epoch: int, changed: Differences) -> list[Change]:
-    """The differences as changes after an epoch; before the first there is nothing to be changed."""
-    return [Change(epoch, what, old, new) for what, (old, new) in changed.items() if epoch]
+def changes_of(known: Sequence[Change], epoch: int, changed: Differences, now: Mapping[str, Any]) -> list[Change]:
+    """All changes of a run that goes on after `epoch`; before the first there is nothing to be changed.
+
+    What was changed after this epoch or a later one has decided nothing that is left: it counts as changed after this
+    one, and not at all where it is again what it was.
+
+    Args:
+        known: those written down.
+        epoch: the last one that is left.
+        changed: what differs from what was written down.
+        now: what the run goes on with.
+    """
+    pending = {one.what: one.before for one in reversed(known) if one.epoch >= epoch}
+    before = {what: old for what, (old, _) in changed.items()} | pending
+    new = [Change(epoch, what, old, now.get(what)) for what, old in before.items() if epoch and old != now.get(what)]
+    return [*(one for one in known if one.epoch < epoch), *new]
 
 
 def record(folder: RunFolder, changes: Sequence[Change]) -> None:
-    """Write changes down, each once."""
-    known = recorded(folder)
-    new = [change for change in changes if change not in known]
-    if new:
-        write_json_lines(folder.changes, [asdict(change) for change in (*known, *new)])
+    """Write all changes down. ArtifactError where that cannot be done."""
+    if changes or folder.changes.exists():
+        write_json_lines(folder.changes, [asdict(change) for change in changes])
 
 
 def recorded(folder: RunFolder) -> list[Change]:
     """All changes so far. ArtifactError where a line is none."""
     rows = read_json_lines(folder.changes) if folder.changes.exists() else []
-    try:
-        return [Change(**row) for row in rows]
-    except TypeError as error:
+    names = {one.name for one in fields(Change)}
+    if not all(row.keys() == names and type(row["epoch"]) is int and isinstance(row["what"], str) for row in rows):
         remedy = "put the file back as it was"
-        raise ArtifactError("holds a line that is no change", place=str(folder.changes), remedy=remedy) from error
+        raise ArtifactError("holds a line that is no change", place=str(folder.changes), remedy=remedy)
+    return [Change(**row) for row in rows]
 
 
-def carried_over(snapshot: Snapshot, changes: Sequence[Change], fresh: StepStatistics, *, averages: bool) -> Snapshot:
+def carried_over(snapshot: Snapshot, changes: Sequence[Change], setup: Setup) -> Snapshot:
     """What of the snapshot is still true after the changes made to it.
 
     Returns of another reward, objective or rollout are none of ours, and averages nobody carries on are of the past.
     """
     later = {change.what for change in changes if change.epoch >= snapshot.progress.epoch}
     stale = any(field_of(what).split(".")[0] in ("reward", "objective", "rollout") for what in later)
+    averages = setup.recipe.train.ema_decay > 0
     kept = {name: one for name, one in snapshot.optimizer.items() if averages or not name.endswith(f"/{AVERAGE}")}
-    return replace(snapshot, statistics=fresh if stale else snapshot.statistics, optimizer=kept)
+    statistics = fresh_statistics(setup) if stale else snapshot.statistics
+    return replace(snapshot, statistics=statistics, optimizer=kept)

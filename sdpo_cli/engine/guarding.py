@@ -7,7 +7,8 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from sdpo_cli.engine.artifacts import RunFolder, read_epochs
-from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint
+from sdpo_cli.engine.changes import carried_over, recorded
+from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint, verify
 from sdpo_cli.engine.events import Event, Note
 from sdpo_cli.engine.files import read_text, write_json_lines
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, label, lr_share, watched
@@ -112,7 +113,7 @@ def heeded(
         group["lr"] = setup.recipe.train.learning_rate * lr_share(setup.recipe.guard, judged)
     if judged is None or judged.best is None or (judged.action, judged.epoch) != ("go back", snapshot.progress.epoch):
         return snapshot
-    best = read_kept(folder, judged.best)
+    best = carried_over(read_kept(folder, judged.best), recorded(folder), setup)
     restore_snapshot(best, setup.model, optimizer)
     return replace(best, progress=snapshot.progress)
 
@@ -127,10 +128,23 @@ def put_kept_on(folder: RunFolder, setup: Setup, optimizer: Optimizer, epoch: in
 
 def read_kept(folder: RunFolder, epoch: int) -> Snapshot:
     """The checkpoint of the kept epoch. ArtifactError where it is gone or damaged."""
+    return read_checkpoint(kept_path(folder, epoch))
+
+
+def kept_path(folder: RunFolder, epoch: int) -> Path:
+    """Where the kept epoch's checkpoint is. ArtifactError where it is gone."""
     path = checkpoint_path(folder.checkpoints, epoch)
     if not path.is_dir():
-        raise ArtifactError("the kept epoch's checkpoint is gone", place=str(path), remedy="put it back")
-    return read_checkpoint(path)
+        remedy = "put it back, or the guard's rules as they were"
+        raise ArtifactError("the kept epoch's checkpoint is gone", place=str(path), remedy=remedy)
+    return path
+
+
+def check_kept_there(folder: RunFolder, recipe: Recipe, epoch: int) -> None:
+    """ArtifactError where a run cannot go on after `epoch`, for its kept epoch's checkpoint is gone or damaged."""
+    kept = kept_epoch(folder, recipe, epoch)
+    if kept != epoch:
+        verify(kept_path(folder, kept))
 
 
 def account(folder: RunFolder, recipe: Recipe) -> Sequence[str]:

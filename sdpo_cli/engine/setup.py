@@ -20,7 +20,7 @@ from sdpo_cli.engine.optimizer import check_optimizer
 from sdpo_cli.engine.scoring import LoadedReward, full_version
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
-from sdpo_cli.maths import Kernel, kernel_for, with_floor
+from sdpo_cli.maths import Kernel, StepStatistics, kernel_for, with_floor
 from sdpo_cli.recipe import ModelSection, Recipe, RewardChoice
 from sdpo_cli.registry import Chosen, ResolvedRecipe, distinct_rewards
 
@@ -103,6 +103,12 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     return Setup(
         recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch, versions
     )
+
+
+def fresh_statistics(setup: Setup) -> StepStatistics:
+    """No returns seen yet."""
+    plan = setup.objective.plan
+    return StepStatistics(plan.statistics_size, plan.statistics_min_count)
 
 
 def full_name(chosen: Chosen[Any]) -> str:

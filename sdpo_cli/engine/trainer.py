@@ -11,7 +11,16 @@ import torch
 
 from sdpo_cli.api.tensors import Conditioning
 from sdpo_cli.engine.artifacts import RunFolder, append_line, check_there, forget_after, sweep
-from sdpo_cli.engine.changes import Change, Resumption, carried_over, changes_after, check_continues, record, recorded
+from sdpo_cli.engine.changes import (
+    Change,
+    Resumption,
+    by_path,
+    carried_over,
+    changes_of,
+    check_continues,
+    record,
+    recorded,
+)
 from sdpo_cli.engine.checkpoint import checkpoint_path, newest_snapshot, write_checkpoint
 from sdpo_cli.engine.clock import Clock
 from sdpo_cli.engine.credit import (
@@ -26,7 +35,7 @@ from sdpo_cli.engine.ema import averaged, exchange, follow
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.faults import keeping_batches
 from sdpo_cli.engine.files import writing
-from sdpo_cli.engine.guarding import forget_evaluations, heeded, kept_epoch, put_kept_on, watch
+from sdpo_cli.engine.guarding import check_kept_there, forget_evaluations, heeded, kept_epoch, put_kept_on, watch
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
@@ -34,12 +43,13 @@ from sdpo_cli.engine.preview import preview_gap
 from sdpo_cli.engine.reference import LOGGED_PAIRS, kl_from_base, with_reference
 from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, joined_rollouts, roll_out_parts
 from sdpo_cli.engine.scorer import Scorer
-from sdpo_cli.engine.setup import Setup, adapter_options
+from sdpo_cli.engine.setup import Setup, adapter_options, fresh_statistics
 from sdpo_cli.engine.signals import held
 from sdpo_cli.engine.snapshot import Progress, Snapshot, restore_snapshot, take_snapshot
 from sdpo_cli.engine.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import StepStatistics
+from sdpo_cli.recipe import long_form
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """Nats per element by which replayed log-probabilities may differ from the sampled ones."""
@@ -98,13 +108,14 @@ def train(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generat
 def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot, list[Change]]:
     """Make model, optimiser and the run's files those of the snapshot. ArtifactError where it does not fit.
 
-    Gives what of the snapshot the next epoch starts from, and what has changed since.
+    Gives what of the snapshot the next epoch starts from, and what the run goes on with that it was not made with.
     """
     setup, epoch = run.setup, snapshot.progress.epoch
     changed = {**resume.recipe, **check_continues(snapshot, setup.about, resume.overrides)}
-    changes = changes_after(epoch, changed)
-    known = [*recorded(run.folder), *changes]
-    snapshot = carried_over(snapshot, known, fresh_statistics(setup), averages=setup.recipe.train.ema_decay > 0)
+    now = {**by_path(long_form(setup.recipe)), **setup.about}
+    changes = changes_of(recorded(run.folder), epoch, changed, now)
+    check_kept_there(run.folder, setup.recipe, epoch)
+    snapshot = carried_over(snapshot, changes, setup)
     restore_snapshot(snapshot, setup.model, run.optimizer)
     record(run.folder, changes)
     sweep(run.folder)
@@ -113,7 +124,7 @@ def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot,
     forget_evaluations(run.folder, epoch)
     if epoch:
         save_adapter(run)
-    return snapshot, changes
+    return snapshot, [one for one in changes if one.epoch == epoch]
 
 
 def start_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Run:
@@ -131,12 +142,6 @@ def start_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Run
     return Run(setup, folder, optimizer)
 
 
-def fresh_statistics(setup: Setup) -> StepStatistics:
-    """No returns seen yet."""
-    plan = setup.objective.plan
-    return StepStatistics(plan.statistics_size, plan.statistics_min_count)
-
-
 def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     """All epochs after the snapshot's; whatever stops them, the last whole epoch is saved."""
     train, first, micro_batch = run.setup.recipe.train, snapshot.progress.epoch + 1, run.setup.micro_batch
@@ -146,7 +151,7 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
             if judged and judged.action == "stop":
                 break
             snapshot = heeded(run.folder, run.setup, run.optimizer, snapshot, judged)
-            with keeping_batches(run.folder.faults, epoch, run.setup.recipe.model.name):
+            with keeping_batches(run.folder.faults, epoch, run.setup.recipe):
                 end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
             check_there(run.folder)
             with held():

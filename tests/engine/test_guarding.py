@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.changes import Resumption, check_same_run
 from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint, write_checkpoint
+from sdpo_cli.engine.ema import AVERAGE
 from sdpo_cli.engine.events import EpochDone, Note, StageStarted
 from sdpo_cli.engine.guarding import judgements
 from sdpo_cli.engine.run import whole_run
@@ -156,10 +157,34 @@ def test_a_kept_checkpoint_that_is_gone_is_one_line(checkpoint, limit, tmp_path)
     folder = run_folder(tmp_path / "run", setup)
     list(run_on(setup, folder))
     gone = checkpoint_path(folder.checkpoints, 1)
-    shutil.rmtree(gone)
-    with pytest.raises(ArtifactError) as fault:
-        list(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=Resumption()))
-    assert str(fault.value) == f"{gone}: the kept epoch's checkpoint is gone; put it back"
+    (gone / "weights.safetensors").write_bytes(b"")
+    for fault in (
+        f"{gone}: weights.safetensors is damaged or missing",
+        f"{gone}: the kept epoch's checkpoint is gone; put it back, or the guard's rules as they were",
+    ):
+        with pytest.raises(ArtifactError) as found:
+            next(run_on(watched_setup(checkpoint, keeping(limit)), folder, resume=Resumption()))
+        assert str(found.value) == fault
+        assert folder.guard.exists(), "nothing is touched"
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def test_what_was_changed_since_the_kept_epoch_stays_changed_when_training_goes_back(checkpoint, limit, tmp_path):
+    """No average of weights and no return of the reward before comes back with it."""
+    setup = watched_setup(checkpoint, keeping(limit, times=1), keep_last=EPOCHS, ema_decay=0.5)
+    folder = run_folder(tmp_path / "run", setup)
+    events = run_on(setup, folder)
+    next(event for event in events if event == StageStarted("update", 2, EPOCHS))
+    events.close()
+    plain = watched_setup(checkpoint, keeping(limit, times=1), keep_last=EPOCHS)
+    plain = dataclasses.replace(plain, rewards=(dataclasses.replace(plain.rewards[0], version="2"),))
+    resumption = Resumption(("train.ema_decay", "reward"), {"train.ema_decay": (0.5, 0.0)})
+    list(run_on(plain, folder, resume=resumption))
+    actions = [json.loads(line)["action"] for line in folder.guard.read_text().splitlines()]
+    assert actions[:2] == ["go on", "go back"]
+    first, last = (read_checkpoint(checkpoint_path(folder.checkpoints, epoch)) for epoch in (1, 3))
+    assert [any(name.endswith(AVERAGE) for name in one.optimizer) for one in (first, last)] == [True, False]
+    assert sum(len(returns) for returns in last.statistics.returns.values()) == 2 * 2, "those of epoch 3 alone"
 
 
 def test_a_guarded_run_may_go_back_more_often_but_not_get_other_rules_or_evaluations(checkpoint):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.changes import Resumption, check_same_run, recorded
+from sdpo_cli.engine.changes import Change, Resumption, changes_of, check_same_run, recorded
 from sdpo_cli.engine.checkpoint import complete_checkpoints, digest, newest_snapshot
 from sdpo_cli.engine.events import EpochDone, Note
 from sdpo_cli.engine.setup import Setup
@@ -117,7 +117,25 @@ def test_nothing_is_a_change_before_the_first_checkpoint(checkpoint, tmp_path):
     assert not run.changes.exists()
 
 
-@pytest.mark.parametrize("line", ["[]", "{", '{"epoch": 1}'])
+@pytest.mark.parametrize(
+    ("known", "epoch", "changed", "now", "wanted"),
+    [
+        ([(2, 1, 3)], 2, {}, 1, []),
+        ([(2, 1, 3)], 4, {}, 3, [(2, 1, 3)]),
+        ([(5, 1, 3)], 4, {}, 3, [(4, 1, 3)]),
+        ([(2, 1, 3)], 2, {"rate": (3, 4)}, 4, [(2, 1, 4)]),
+        ([(2, 1, 3)], 2, {"rate": (3, 1)}, 1, []),
+        ([(2, 1, 3)], 4, {"rate": (3, 1)}, 1, [(2, 1, 3), (4, 3, 1)]),
+        ([(2, 1, 3)], 0, {"rate": (3, 1)}, 1, []),
+    ],
+    ids=["written, not made", "made", "of a lost epoch", "again", "taken back", "taken back later", "at the start"],
+)
+def test_only_what_differs_from_what_an_epoch_was_trained_by_counts_as_changed(known, epoch, changed, now, wanted):
+    known, wanted = ([Change(at, "rate", old, new) for at, old, new in some] for some in (known, wanted))
+    assert changes_of(known, epoch, changed, {"rate": now}) == wanted
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"epoch": 1}', '{"epoch": "1", "what": "seed", "before": 0, "after": 1}'])
 def test_a_damaged_record_of_changes_is_one_line(tmp_path, line):
     run = folder(tmp_path)
     run.changes.write_text(line + "\n")
