@@ -97,12 +97,21 @@ def train(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generat
     if resume:
         found, notes = newest_snapshot(folder.checkpoints)
         yield from (Note(note) for note in notes)
+        if found is None:
+            check_never_saved(folder)
         snapshot = found or snapshot
         snapshot, changes = go_back(run, snapshot, resume)
         yield from (Note(str(change)) for change in changes)
         with averaged(run.optimizer):
             yield Resumed(snapshot.progress.epoch, setup.recipe.train.epochs)
     yield from run_epochs(run, snapshot)
+
+
+def check_never_saved(folder: RunFolder) -> None:
+    """ArtifactError where a run without checkpoints has had one: to start over would drop its records and adapter."""
+    if folder.adapter.exists():
+        remedy = "put them back, or start a new run with another --out"
+        raise ArtifactError("the run's checkpoints are gone", place=str(folder.checkpoints), remedy=remedy)
 
 
 def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot, list[Change]]:

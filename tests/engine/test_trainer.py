@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import tiny
@@ -96,6 +97,19 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(checkpoint, tmp_p
     (run.checkpoints / ".partial-epoch-00001").mkdir(parents=True)
     assert epochs_done(train(tiny.setup(checkpoint, epochs=2), run, resume=Resumption())) == [1, 2]
     assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
+    metrics = run.metrics.read_bytes()
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(ArtifactError) as fault:
+        list(train(tiny.setup(checkpoint, epochs=2), run, resume=Resumption()))
+    assert str(fault.value) == (
+        f"{run.checkpoints}: the run's checkpoints are gone; put them back, or start a new run with another --out"
+    )
+    assert run.metrics.read_bytes() == metrics
 
 
 def test_metrics_count_what_was_done_and_hold_no_times(checkpoint, tmp_path):
