@@ -1,6 +1,6 @@
 """What may change in a run that is gone on with, what only by `--override`, and the record of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -24,6 +24,10 @@ FIELDS = {
     "version of the objective": "objective",
 }
 """The field that chooses what a checkpoint was made with, by how that begins in `Snapshot.about`."""
+
+
+OPTIONS = ("model.options.", "prompts.", "reward.", "objective.")
+"""Where a recipe has options of plug-ins. One that is new may be on by default; a new field elsewhere never is."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,44 @@ def recipe_changes(written: Recipe, wanted: Recipe) -> Differences:
     return differences(long_form(written), long_form(wanted), free if guarded else free | WATCHED)
 
 
-def check_same_run(written: Recipe, wanted: Recipe, place: str, overrides: Sequence[str] = ()) -> Resumption:
-    """What of the recipe changes. RecipeError naming every field that differs and may not.
+def newer_options(raw: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The options of plug-ins that a run's recipe, as read, does not say, as there were none of the name when it was
+    written; with what they are by default.
+    """
+    all_of_them, said = by_path(long_form(recipe)), by_path(raw)
+    return {
+        path: value
+        for path, value in all_of_them.items()
+        if path.startswith(OPTIONS) and path not in said and not isinstance(value, Mapping)
+    }
 
-    UsageError where `overrides` names no field.
+
+def check_said(newer: Mapping[str, Any], place: str) -> None:
+    """RecipeError where there are options that the run was trained without, and nobody has said what they should be."""
+    faults = [
+        one_line(
+            "is newer than the run, which was trained without it",
+            f"{place}: {path}",
+            f"say what is the same, --set {path}=VALUE; the default is now {value!r}",
+        )
+        for path, value in newer.items()
+    ]
+    if faults:
+        raise RecipeError(faults)
+
+
+def check_same_run(
+    written: Recipe, wanted: Recipe, place: str, overrides: Sequence[str] = (), newer: Collection[str] = ()
+) -> Resumption:
+    """What of the recipe changes, options apart that the run was trained without.
+
+    RecipeError naming every field that differs and may not; UsageError where `overrides` names no field.
     """
     unknown = set(overrides) - {*by_path(long_form(written)), *by_path(long_form(wanted))}
     if unknown:
         remedy = "docs/recipe.md has all of them"
         raise UsageError("no field of a recipe", place=f"--override {min(unknown)}", remedy=remedy)
-    changed = recipe_changes(written, wanted)
+    changed = {path: pair for path, pair in recipe_changes(written, wanted).items() if path not in newer}
     faults = [
         one_line(f"{old!r} cannot become {new!r} in a resumed run", f"{place}: {path}", f"--override {path} allows it")
         for path, (old, new) in changed.items()

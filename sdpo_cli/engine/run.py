@@ -20,7 +20,7 @@ from sdpo_cli.engine.artifacts import (
     write_recipe,
 )
 from sdpo_cli.engine.board import Board
-from sdpo_cli.engine.changes import Resumption, check_same_run, recorded
+from sdpo_cli.engine.changes import Resumption, by_path, check_said, check_same_run, newer_options, recorded
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
 from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, StageStarted
 from sdpo_cli.engine.files import read_text, write_bytes, write_text
@@ -36,7 +36,7 @@ from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import StoppedError, UsageError
-from sdpo_cli.recipe import dump_recipe
+from sdpo_cli.recipe import dump_recipe, read_recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 
@@ -70,12 +70,16 @@ def resume(
 ) -> Generator[Event, None, Trained]:
     """Go on with the run in `folder`, its recipe changed by `settings`.
 
-    RecipeError where one changes what was trained by, and is not in a field that `overrides` names.
+    RecipeError where one changes what was trained by, and is not in a field that `overrides` names, or where a plug-in
+    has an option now that it had not.
     """
+    place = str(folder.recipe)
     with locked(folder.path):
-        written = load_recipe(folder.recipe)
-        resolved = load_recipe(folder.recipe, settings)
-        resumption = check_same_run(written.recipe, resolved.recipe, str(folder.recipe), overrides)
+        written, resolved = load_recipe(folder.recipe), load_recipe(folder.recipe, settings)
+        newer = newer_options(read_recipe(folder.recipe).raw, written.recipe)
+        said = by_path(read_recipe(folder.recipe, settings).raw)
+        check_said({path: value for path, value in newer.items() if path not in said}, place)
+        resumption = check_same_run(written.recipe, resolved.recipe, place, overrides, newer)
         yield StageStarted("load", 0, 0)
         return (yield from carry_out(load_setup(resolved), folder, resumption))
 

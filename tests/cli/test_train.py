@@ -77,7 +77,18 @@ def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
         "--override train.learning_rate allows it",
         f"{place}: seed: 0 cannot become 1 in a resumed run; --override seed allows it",
     ]
-    assert main(["train", "--resume", "--quiet", "--set", "train.epochs=2"]) == 0
+    recipe = workplace / "runs/small/recipe.yaml"
+    said = recipe.read_text().splitlines(keepends=True)
+    recipe.write_text("".join(line for line in said if "antithetic" not in line))  # as before there was this option
+    assert main(["train", "--resume", "--quiet", "--set", "train.epochs=2"]) == 2
+    assert capsys.readouterr().err == (
+        f"{place}: objective.sdpo.antithetic: is newer than the run, which was trained without it; say what is the "
+        "same, --set objective.sdpo.antithetic=VALUE; the default is now True\n"
+    )
+    more = ["--set", "train.epochs=2", "--set", "objective.sdpo.antithetic=false"]
+    assert main(["train", "--resume", "--quiet", *more]) == 0
+    assert not (workplace / "runs/small/changes.jsonl").exists()
+    assert yaml.safe_load(recipe.read_text())["objective"]["sdpo"]["antithetic"] is False
     epochs = [json.loads(line)["epoch"] for line in (workplace / "runs/small/metrics.jsonl").read_text().splitlines()]
     assert epochs == [1, 2]
 
