@@ -16,7 +16,9 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or a shipped recipe's name.", show_default=False, autocompletion=complete_recipe
+            help="A recipe file, or a shipped recipe's name; with --resume a run's folder.",
+            show_default=False,
+            autocompletion=complete_recipe,
         ),
     ] = None,
     settings: Annotated[
@@ -24,7 +26,7 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: train.epochs=4. May be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the named run, or the latest.")] = False,
     override: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,17 +47,17 @@ def train(
     from sdpo_cli.errors import UsageError
     from sdpo_cli.registry import load_recipe
 
-    if resume and recipe:
-        raise UsageError("a resumed run has its own recipe", place=recipe, remedy="name the run's folder with --out")
+    if resume and recipe and out:
+        raise UsageError("the run is named already", place=f"--out {out}", remedy="leave it out")
     if not resume and not recipe:
         raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
     if override and not resume:
         raise UsageError("nothing is gone on with", place="--override", remedy="add --resume, or leave it out")
-    resolved = load_recipe(recipe, settings or []) if recipe else None
+    resolved = load_recipe(recipe, settings or []) if recipe and not resume else None
     from sdpo_cli.engine import run  # imports torch, which takes seconds
 
     if resolved is None:
-        events = run.resume(run.find_run(out, latest_run()), settings or [], override or [])
+        events = run.resume(run.find_run(Path(recipe) if recipe else out, latest_run()), settings or [], override or [])
     else:
         events = run.start(resolved, out)
     trained = show(events, Console(stderr=True), quiet=quiet)

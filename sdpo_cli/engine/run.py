@@ -217,11 +217,11 @@ def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFile
     return adapter
 
 
-def find_run(out: Path | None, latest: Path | None) -> RunFolder:
-    """The run to resume: `out`, else the latest. UsageError where there is none."""
-    path = out or latest
+def find_run(named: Path | None, latest: Path | None) -> RunFolder:
+    """The run to resume: the one named, else the latest. UsageError where there is none."""
+    path = named or latest
     if path is None:
-        raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder with --out")
+        raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder")
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise UsageError("holds no run", place=str(path), remedy="name a folder that `sdpo train` wrote")

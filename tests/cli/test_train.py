@@ -86,7 +86,7 @@ def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
         "same, --set objective.sdpo.antithetic=VALUE; the default is now True\n"
     )
     more = ["--set", "train.epochs=2", "--set", "objective.sdpo.antithetic=false"]
-    assert main(["train", "--resume", "--quiet", *more]) == 0
+    assert main(["train", "--resume", "runs/small", "--quiet", *more]) == 0
     assert not (workplace / "runs/small/changes.jsonl").exists()
     assert yaml.safe_load(recipe.read_text())["objective"]["sdpo"]["antithetic"] is False
     epochs = [json.loads(line)["epoch"] for line in (workplace / "runs/small/metrics.jsonl").read_text().splitlines()]
@@ -120,14 +120,18 @@ REFUSED = {
     "no recipe": (["train"], 2, "sdpo train: no recipe; try `sdpo train recipes/quickstart.yaml`"),
     "missing recipe": (["train", "nosuch.yaml"], 2, r"nosuch.yaml: no such recipe; .*shipped recipes: .*quickstart.*"),
     "nothing to resume": (
-        ["train", "--resume"], 2, "--resume: no run to resume under runs/; name its folder with --out",
+        ["train", "--resume"], 2, "--resume: no run to resume under runs/; name its folder",
     ),
     "not a run": (
         ["train", "--resume", "--out", "."], 2, ".: holds no run; name a folder that `sdpo train` wrote",
     ),
     "recipe and resume": (
         ["train", "small.yaml", "--resume"], 2,
-        "small.yaml: a resumed run has its own recipe; name the run's folder with --out",
+        "small.yaml: holds no run; name a folder that `sdpo train` wrote",
+    ),
+    "a run named twice": (
+        ["train", "runs/small", "--resume", "--out", "runs/other"], 2,
+        "--out runs/other: the run is named already; leave it out",
     ),
     "full folder": (["train", "small.yaml", "--out", "."], 2, ".: is not an empty folder; name another one"),
     "unknown reward": (
