@@ -47,7 +47,7 @@ from sdpo_cli.engine.setup import Setup, adapter_options, fresh_statistics
 from sdpo_cli.engine.signals import held
 from sdpo_cli.engine.snapshot import Progress, Snapshot, restore_snapshot, take_snapshot
 from sdpo_cli.engine.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, RecipeError, one_line
 from sdpo_cli.maths import StepStatistics
 from sdpo_cli.recipe import long_form
 
@@ -115,11 +115,16 @@ def check_never_saved(folder: RunFolder) -> None:
 
 
 def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot, list[Change]]:
-    """Make model, optimiser and the run's files those of the snapshot. ArtifactError where it does not fit.
+    """Make model, optimiser and the run's files those of the snapshot.
+
+    ArtifactError where it does not fit, RecipeError where the run has trained more epochs than it is to.
 
     Gives what of the snapshot the next epoch starts from, and what the run goes on with that it was not made with.
     """
     setup, epoch = run.setup, snapshot.progress.epoch
+    if epoch > setup.recipe.train.epochs:
+        fault = f"{setup.recipe.train.epochs} is fewer than the run has trained"
+        raise RecipeError([one_line(fault, f"{run.folder.recipe}: train.epochs", f"use {epoch} or more")])
     changed = {**resume.recipe, **check_continues(snapshot, setup.about, resume.overrides)}
     now = {**by_path(long_form(setup.recipe)), **setup.about}
     changes = changes_of(recorded(run.folder), epoch, changed, now)

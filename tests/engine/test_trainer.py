@@ -17,7 +17,7 @@ from sdpo_cli.engine.evaluate import Plan, evaluate
 from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import ArtifactError, PluginError
+from sdpo_cli.errors import ArtifactError, PluginError, RecipeError
 
 
 def folder(tmp_path, name="run") -> RunFolder:
@@ -99,10 +99,14 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(checkpoint, tmp_p
     assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_started_over(checkpoint, tmp_path):
+def test_a_run_is_not_shortened_nor_started_over_where_its_checkpoints_are_gone(checkpoint, tmp_path):
     run = folder(tmp_path)
     list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
+    list(train(tiny.setup(checkpoint, epochs=2), run, resume=Resumption()))
     metrics = run.metrics.read_bytes()
+    with pytest.raises(RecipeError) as fewer:
+        list(train(tiny.setup(checkpoint, epochs=1), run, resume=Resumption()))
+    assert str(fewer.value) == f"{run.recipe}: train.epochs: 1 is fewer than the run has trained; use 2 or more"
     shutil.rmtree(run.checkpoints)
     with pytest.raises(ArtifactError) as fault:
         list(train(tiny.setup(checkpoint, epochs=2), run, resume=Resumption()))
