@@ -74,7 +74,7 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     # Another recipe does not mix with these runs.
     assert main(["compare", "small.yaml", *SMALL, "--set", "sdpo:train.learning_rate=1e-5"]) == 2
     assert capsys.readouterr().err == (
-        "error: comparisons/small/runs/sdpo-seed0/recipe.yaml: train.learning_rate: 0.0012 in the run that "
+        "error: comparisons/small/runs/sdpo-seed0/recipe.yaml: train.learning_rate: 0.0016 in the run that "
         "is there, not 1e-05; choose another --out\n"
     )
 
