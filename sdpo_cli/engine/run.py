@@ -12,6 +12,8 @@ import torch
 from sdpo_cli.api.lora_file import read_lora
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import (
+    LATEST,
+    RUNS,
     RunFolder,
     check_out,
     claim_run_folder,
@@ -218,8 +220,11 @@ def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFile
 
 
 def find_run(named: Path | None, latest: Path | None) -> RunFolder:
-    """The run to resume: the one named, else the latest. UsageError where there is none."""
-    path = named or latest
+    """The run to resume: the one named, else the latest. UsageError where there is none.
+
+    `runs/latest` is called by its own name: the link may point elsewhere before the run ends.
+    """
+    path = latest if named in (None, RUNS / LATEST) else named
     if path is None:
         raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder")
     folder = RunFolder(path)

@@ -86,7 +86,8 @@ def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
         "same, --set objective.sdpo.antithetic=VALUE; the default is now True\n"
     )
     more = ["--set", "train.epochs=2", "--set", "objective.sdpo.antithetic=false"]
-    assert main(["train", "--resume", "runs/small", "--quiet", *more]) == 0
+    assert main(["train", "--resume", "runs/latest", "--quiet", *more]) == 0
+    assert (workplace / "runs/latest").resolve().name == "small"
     assert not (workplace / "runs/small/changes.jsonl").exists()
     assert yaml.safe_load(recipe.read_text())["objective"]["sdpo"]["antithetic"] is False
     epochs = [json.loads(line)["epoch"] for line in (workplace / "runs/small/metrics.jsonl").read_text().splitlines()]
