@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sdpo_cli.api.adapters import Adaptable
 from sdpo_cli.api.compiling import compile_blocks, padded
+from sdpo_cli.api.fused import fuse_blocks
 from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import Conditioning, Sampler
 
@@ -45,9 +46,14 @@ class DiffusersModel(Adaptable):
         self.identity = weights_fingerprint(*networks(pipeline).values())
 
     def compile(self, backend: str = "inductor") -> None:
-        """Compile denoiser and decoder for training, where shapes repeat; an adapter may come before or after."""
-        compile_blocks(self.denoiser, backend)
-        compile_blocks(self.vae.decoder, backend)
+        """Compile denoiser and decoder for training, where shapes repeat; an adapter may come before or after.
+
+        On CUDA the blocks of UNets and VAEs that are convolutions and norms get kernels of our own instead.
+        """
+        for network in (self.denoiser, self.vae.decoder):
+            if self.device.type == "cuda":
+                fuse_blocks(network)
+            compile_blocks(network, backend)
         self.compiled = True
 
     @torch.no_grad()

@@ -9,8 +9,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
+from torch.nn.functional import group_norm, silu
 
-from sdpo_cli.api import LoadContext, lora_layers
+from sdpo_cli.api import LoadContext, fused, lora_layers
 from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
@@ -244,3 +245,59 @@ class TestCompiled:
         tiny.with_random_adapter(model)
         rollouts = rolled(plain)
         assert relative(gradient(model, rollouts), gradient(plain, rollouts)) < 1e-4
+
+
+class TestFused:
+    """Blocks kept channels-last. Their kernels need a GPU: here torch's own stand in for them, in float32."""
+
+    @pytest.fixture(autouse=True)
+    def kernels(self, monkeypatch):
+        self.calls = 0
+
+        def normalised(norm, x, addend=None, *, act=True):
+            self.calls += 1
+            x = x if addend is None else x + addend[:, :, None, None]
+            output = group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+            return (silu(output) if act else output).contiguous(memory_format=torch.channels_last)
+
+        monkeypatch.setattr(fused, "normalised", normalised)
+        monkeypatch.setattr(fused, "summed", lambda one, other, bias: one + other + bias[:, None, None])
+
+    def load(self, folder, **options):
+        model = load_checkpoint(UNetOptions(path=str(folder), **options), LoadContext())
+        fused.fuse_blocks(model.denoiser)
+        fused.fuse_blocks(model.vae.decoder)
+        return model
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_the_same_estimates_pictures_and_gradient(self, checkpoint, plain, checkpointing):
+        model = tiny.with_random_adapter(self.load(checkpoint, gradient_checkpointing=checkpointing))
+        rollouts, expected = rolled(model), rolled(plain)
+        torch.testing.assert_close(rollouts.x0, expected.x0, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(pictures(model, expected), pictures(plain, expected))
+        assert relative(gradient(model, expected), gradient(plain, expected)) < 1e-4
+        assert self.calls > 0
+
+    @pytest.mark.parametrize("targets", [("conv1", "conv_shortcut"), ("time_emb_proj", "proj_in", "proj_out")])
+    def test_a_lora_on_any_layer_still_learns(self, checkpoint, targets):
+        gradients = []
+        for model in (self.load(checkpoint), tiny.load(checkpoint)):
+            model.add_adapter(AdapterOptions(rank=2, alpha=2.0, targets=targets))
+            rollouts = rolled(model)
+            gradients.append(gradient(model, rollouts))
+        assert float(gradients[0].norm()) > 0
+        assert relative(*gradients) < 1e-4
+
+    def test_trained_weights_keep_the_plain_way(self, checkpoint):
+        model = self.load(checkpoint)
+        model.add_adapter(AdapterOptions(kind="full"))
+        self.calls = 0
+        rolled(model)
+        assert self.calls == 0
+
+    def test_linear_projections_too(self):
+        unet = tiny.small_unet(use_linear_projection=True).requires_grad_(False).eval()
+        x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 16)
+        expected = unet(x, 1, encoder_hidden_states=text).sample
+        assert fused.fuse_blocks(unet) == 13
+        torch.testing.assert_close(unet(x, 1, encoder_hidden_states=text).sample, expected)

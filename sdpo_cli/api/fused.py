@@ -1,0 +1,160 @@
+"""The blocks of diffusers' UNets and VAEs, kept channels-last: fewer passes over memory, less kept for gradients.
+
+For networks whose own weights are frozen, on CUDA. A block whose weights are trained, or that has a LoRA on its
+convolutions, computes as diffusers does. Numbers are the same but for rounding.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear
+from torch.nn.grad import conv2d_input
+
+from sdpo_cli.api.fused_norm import NormAct, Sum
+
+
+class FrozenConv(torch.autograd.Function):
+    """A convolution without bias whose weight gets no gradient: its input is not kept, as torch would."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.settings = x.shape, stride, padding
+        return conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (size, stride, padding) = ctx.saved_tensors, ctx.settings
+        return untyped(conv2d_input)(size, weight, grad, stride, padding), None, None, None
+
+
+class FusedResnet(ResnetBlock2D):
+    """A ResNet block: biases and the timestep's embedding are added by the passes that read the pictures anyway."""
+
+    norm1: Any
+    conv1: Any
+    norm2: Any
+    conv2: Any
+    conv_shortcut: Any
+
+    def forward(self, input_tensor: Tensor, temb: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's."""
+        if not all(is_frozen(layer) for layer in (self.norm1, self.conv1, self.norm2, self.conv2)):
+            output: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
+            return output
+        addend: Any = self.conv1.bias.expand(len(input_tensor), -1)
+        if self.time_emb_proj is not None and temb is not None:
+            addend = addend + self.time_emb_proj(nn.functional.silu(temb))
+        hidden = convolved(self.conv1, normalised(self.norm1, input_tensor))
+        if addend.requires_grad:
+            hidden, addend = hidden + addend[:, :, None, None], None
+        hidden = convolved(self.conv2, normalised(self.norm2, hidden, addend))
+        if self.conv_shortcut is None:
+            return summed(input_tensor, hidden, self.conv2.bias)
+        if not is_frozen(self.conv_shortcut):
+            return summed(self.conv_shortcut(input_tensor), hidden, self.conv2.bias)
+        weight, bias = self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias
+        bias = self.conv2.bias if bias is None else bias + self.conv2.bias
+        return hidden + linear(input_tensor.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+class FusedTransformer(Transformer2DModel):
+    """A transformer of a picture's places: these come as rows of channels and go as they come."""
+
+    def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
+        norm = normalised(self.norm, hidden_states, act=False) if is_frozen(self.norm) else self.norm(hidden_states)
+        if not self.use_linear_projection:
+            norm = self.proj_in(norm)
+        rows = norm.permute(0, 2, 3, 1).flatten(1, 2)
+        return (self.proj_in(rows) if self.use_linear_projection else rows), norm.shape[1]
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        picture = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+        output: Tensor = picture if self.use_linear_projection else self.proj_out(picture)
+        return output + residual
+
+
+class FusedUpsample(Upsample2D):
+    """Twice as many rows and columns, channels-last whatever the batch."""
+
+    conv: Any
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's."""
+        if output_size is not None or not is_frozen(self.conv):
+            output: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
+            return output
+        count, channels, height, width = hidden_states.shape
+        places = hidden_states.permute(0, 2, 3, 1)[:, :, None, :, None]
+        wide = places.expand(count, height, 2, width, 2, channels).reshape(count, 2 * height, 2 * width, channels)
+        doubled: Tensor = convolved(self.conv, wide.permute(0, 3, 1, 2)) + self.conv.bias[:, None, None]
+        return doubled
+
+
+def normalised(norm: Any, x: Tensor, addend: Tensor | None = None, *, act: bool = True) -> Tensor:
+    """The norm of x + addend [N C], and SiLU of it."""
+    output: Tensor = untyped(NormAct.apply)(x, addend, norm.weight, norm.bias, norm.num_groups, norm.eps, act)
+    return output
+
+
+def summed(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+    """Two pictures and a number for each channel."""
+    output: Tensor = untyped(Sum.apply)(one, other, bias)
+    return output
+
+
+def convolved(conv: Any, x: Tensor) -> Tensor:
+    """The convolution without its bias."""
+    output: Tensor = untyped(FrozenConv.apply)(x, conv.weight, conv.stride, conv.padding)
+    return output
+
+
+def untyped(function: Any) -> Any:
+    """A function of torch that has no types."""
+    return function
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether a layer is what diffusers made it, no LoRA on it, and is not trained."""
+    weight: Any = layer.weight if type(layer) in (nn.Conv2d, nn.GroupNorm) else None
+    return weight is not None and not weight.requires_grad
+
+
+def is_fusible(block: Any) -> bool:
+    """Whether a block is of the common kind that its fused class computes."""
+    kind = type(block)
+    if kind is ResnetBlock2D:
+        plain = block.upsample is None and block.downsample is None and block.time_embedding_norm == "default"
+        steady = block.output_scale_factor == 1.0 and block.dropout.p == 0.0 and not block.skip_time_act
+        return bool(plain and steady and isinstance(block.nonlinearity, nn.SiLU))
+    if kind is Transformer2DModel:
+        return bool(block.is_input_continuous)
+    if kind is Upsample2D:
+        plain = block.use_conv and block.name == "conv" and not block.use_conv_transpose and block.norm is None
+        return bool(plain and block.interpolate and block.conv.bias is not None)
+    return False
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    ResnetBlock2D: FusedResnet,
+    Transformer2DModel: FusedTransformer,
+    Upsample2D: FusedUpsample,
+}
+
+
+def fuse_blocks(network: Any) -> int:
+    """Let the network's blocks compute so; gives their number."""
+    blocks = [block for block in network.modules() if is_fusible(block)]
+    for block in blocks:
+        block.__class__ = FUSED[type(block)]
+    if blocks:
+        network.to(memory_format=torch.channels_last)
+    return len(blocks)

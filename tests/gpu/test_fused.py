@@ -1,0 +1,124 @@
+"""Kernels of our own on a CUDA device: the numbers of torch, and a whole network's. Left out where there is none."""
+
+import pytest
+import tiny
+import torch
+from torch._dynamo.utils import counters
+from torch.nn.functional import group_norm, silu
+
+from sdpo_cli.api import LoadContext
+from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
+from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
+from sdpo_cli.builtin.models.options import UNetOptions
+from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.setup import pick_device
+from sdpo_cli.engine.update import replay
+from sdpo_cli.maths import kernel_for, with_floor
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def relative(one, other) -> float:
+    return float((one.double() - other.double()).norm() / other.double().norm())
+
+
+def tensor(*shape, dtype=torch.float32):
+    generator = torch.Generator("cuda").manual_seed(sum(shape))
+    return torch.randn(*shape, device="cuda", generator=generator).to(dtype)
+
+
+def load(family, dtype, *, compiled=False):
+    """A tiny checkpoint of a family, with a LoRA that changes pictures."""
+    save, open_it, folder = family
+    if not folder.exists():
+        save(folder)
+    context = LoadContext(device=str(pick_device("cuda")), dtype=dtype, compile=compiled)
+    model = open_it(UNetOptions(path=str(folder)), context)
+    model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.trainable().values():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator).cuda())
+    return model
+
+
+def rolled(model):
+    kernel = kernel_for(with_floor(model.schedule(3)), "ddim", 1.0).to(model.device)
+    return roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
+
+
+def gradient(model, rollouts, parts) -> torch.Tensor:
+    """Of the pairs' summed log-probabilities, some pairs at a time."""
+    for pairs in parts:
+        step = torch.tensor([pair % 2 for pair in pairs])
+        replay(model, rollouts, torch.tensor(list(pairs)), step).log_prob.sum().backward()
+    return torch.cat([weight.grad.flatten() for weight in model.trainable().values()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "groups", "act", "added"),
+    [
+        ((3, 320, 64, 64), 32, True, True),
+        ((2, 2560, 8, 8), 32, True, False),
+        ((2, 128, 130, 70), 32, False, False),
+        ((2, 24, 9, 7), 8, True, True),
+    ],
+)
+def test_normalisation_is_that_of_torch(shape, groups, act, added, dtype):
+    from sdpo_cli.api.fused_norm import NormAct
+
+    x = (2 * tensor(*shape) + 1).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    addend, grad = tensor(*shape[:2], dtype=dtype) if added else None, tensor(*shape, dtype=dtype)
+    weight, bias = (tensor(shape[1] + extra, dtype=dtype)[: shape[1]] for extra in (0, 1))
+    out = NormAct.apply(x, addend, weight, bias, groups, 1e-5, act)
+    inner = x.double() + (0 if addend is None else addend.double()[:, :, None, None])
+    expected = group_norm(inner, groups, weight.double(), bias.double(), 1e-5)
+    expected = silu(expected) if act else expected
+    slopes = [torch.autograd.grad(one, x, grad.to(one.dtype))[0] for one in (out, expected)]
+    bound = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+    assert relative(out, expected) < bound
+    assert relative(*slopes) < bound
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_same_sums_every_time():
+    from sdpo_cli.api.fused_norm import NormAct
+
+    x, weight = tensor(4, 320, 64, 64, dtype=torch.bfloat16), tensor(320, dtype=torch.bfloat16)
+    first, *others = (NormAct.apply(x, None, weight, weight, 32, 1e-5, True) for _ in range(5))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def family(request, tmp_path):
+    ways = {"sd": (tiny.save_pipeline, load_checkpoint), "sdxl": (tiny.save_xl_pipeline, load_xl_checkpoint)}
+    return (*ways[request.param], tmp_path / request.param)
+
+
+def test_a_compiled_network_learns_as_float32_does_pair_by_pair(family):
+    """Within what bfloat16 costs the plain network: fused, compiled and batched, against float32 one pair at a time."""
+    exact = load(family, "float32")
+    rollouts = rolled(exact)
+    expected = gradient(exact, rollouts, [[pair] for pair in range(5)])
+    models = {compiled: load(family, "bfloat16", compiled=compiled) for compiled in (False, True)}
+    errors = {compiled: relative(gradient(model, rollouts, [range(5)]), expected) for compiled, model in models.items()}
+    print(f"\nrelative error of the gradient: {errors[False]:.3g} plain, {errors[True]:.3g} compiled")
+    assert errors[True] < 1.2 * errors[False]
+    estimates = {
+        compiled: relative(rolled(model).x0[:, :, 0], rollouts.x0[:, :, 0]) for compiled, model in models.items()
+    }
+    assert estimates[True] < 1.2 * estimates[False]
+    decoded, pictures = (model.decode(rollouts.x0[0, :, -1]) for model in (models[True], exact))
+    assert float((decoded - pictures).abs().mean()) < 0.01
+
+
+def test_in_float32_a_compiled_network_is_the_plain_one(family):
+    plain, compiled = load(family, "float32"), load(family, "float32", compiled=True)
+    rollouts = rolled(plain)
+    assert relative(rolled(compiled).x0, rollouts.x0) < 1e-3
+    assert relative(*(gradient(model, rollouts, [range(5)]) for model in (compiled, plain))) < 1e-3
+    graphs = counters["stats"]["unique_graphs"]
+    rolled(compiled)
+    gradient(compiled, rollouts, [range(5)])
+    assert counters["stats"]["unique_graphs"] == graphs
