@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdpo_cli.api.adapters import Adaptable
+from sdpo_cli.api.attention import is_cudnn_faster, prefer_cudnn
 from sdpo_cli.api.compiling import compile_blocks, padded
 from sdpo_cli.api.fused import fuse_blocks
 from sdpo_cli.api.pipelines import PipelineOptions
@@ -48,8 +49,11 @@ class DiffusersModel(Adaptable):
     def compile(self, backend: str = "inductor") -> None:
         """Compile denoiser and decoder for training, where shapes repeat; an adapter may come before or after.
 
-        On CUDA the blocks of UNets and VAEs that are convolutions and norms get kernels of our own instead.
+        On CUDA the blocks of UNets and VAEs that are convolutions and norms get kernels of our own instead, and
+        attention those of cuDNN where they are faster.
         """
+        if is_cudnn_faster(self.device):
+            prefer_cudnn(self.denoiser)
         for network in (self.denoiser, self.vae.decoder):
             if self.device.type == "cuda":
                 fuse_blocks(network)

@@ -11,25 +11,25 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
-from torch.nn.grad import conv2d_input
+from torch.nn.functional import conv2d, conv_transpose2d, linear
 
 from sdpo_cli.api.fused_norm import NormAct, Sum
 
 
 class FrozenConv(torch.autograd.Function):
-    """A convolution without bias whose weight gets no gradient: its input is not kept, as torch would."""
+    """A convolution of stride 1 without bias whose weight gets no gradient: its input is not kept, as torch would."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.settings = x.shape, stride, padding
-        return conv2d(x, weight, None, stride, padding)
+        ctx.padding = padding
+        return conv2d(x, weight, None, 1, padding)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,), (size, stride, padding) = ctx.saved_tensors, ctx.settings
-        return untyped(conv2d_input)(size, weight, grad, stride, padding), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # not torch.nn.grad.conv2d_input: it turns the gradient channels-first and back
+        (weight,) = ctx.saved_tensors
+        return conv_transpose2d(grad, weight, None, 1, ctx.padding), None, None
 
 
 class FusedResnet(ResnetBlock2D):
@@ -92,11 +92,8 @@ class FusedUpsample(Upsample2D):
         if output_size is not None or not is_frozen(self.conv):
             output: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return output
-        count, channels, height, width = hidden_states.shape
-        places = hidden_states.permute(0, 2, 3, 1)[:, :, None, :, None]
-        wide = places.expand(count, height, 2, width, 2, channels).reshape(count, 2 * height, 2 * width, channels)
-        doubled: Tensor = convolved(self.conv, wide.permute(0, 3, 1, 2)) + self.conv.bias[:, None, None]
-        return doubled
+        bias: Tensor = self.conv.bias[:, None, None]
+        return convolved(self.conv, doubled(hidden_states)) + bias
 
 
 def normalised(norm: Any, x: Tensor, addend: Tensor | None = None, *, act: bool = True) -> Tensor:
@@ -111,9 +108,17 @@ def summed(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
     return output
 
 
+def doubled(x: Tensor) -> Tensor:
+    """Every place four times: rows of channels are joined, which is faster than torch's ways to repeat them."""
+    places = x.permute(0, 2, 3, 1)
+    count, height, width, channels = places.shape
+    wide = torch.cat([places, places], -1).flatten(2)
+    return torch.cat([wide, wide], -1).view(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
 def convolved(conv: Any, x: Tensor) -> Tensor:
     """The convolution without its bias."""
-    output: Tensor = untyped(FrozenConv.apply)(x, conv.weight, conv.stride, conv.padding)
+    output: Tensor = untyped(FrozenConv.apply)(x, conv.weight, conv.padding)
     return output
 
 
@@ -132,7 +137,7 @@ def is_fusible(block: Any) -> bool:
     """Whether a block is of the common kind that its fused class computes."""
     kind = type(block)
     if kind is ResnetBlock2D:
-        plain = block.upsample is None and block.downsample is None and block.time_embedding_norm == "default"
+        plain = block.upsample is None and block.downsample is None and block.time_embedding_norm != "scale_shift"
         steady = block.output_scale_factor == 1.0 and block.dropout.p == 0.0 and not block.skip_time_act
         return bool(plain and steady and isinstance(block.nonlinearity, nn.SiLU))
     if kind is Transformer2DModel:

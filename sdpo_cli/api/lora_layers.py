@@ -26,7 +26,7 @@ class NarrowMatrix(nn.Conv2d):
 
 
 class NarrowLinear(Linear):
-    """PEFT's layer, with the LoRA added by the product that makes it."""
+    """PEFT's layer, with the LoRA multiplied in the input's number format."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + scale B A x"""
@@ -49,8 +49,8 @@ def added(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Te
         up: [out, rank]
     """
     missing = -len(down) % ALIGNED
-    hidden = linear(x, pad(down, (0, 0, 0, missing))).flatten(0, -2)
-    return torch.addmm(base.flatten(0, -2), hidden, pad(up, (0, missing)).t(), alpha=scale).view_as(base)
+    hidden = linear(x, pad(down, (0, 0, 0, missing)))
+    return torch.add(base, linear(hidden, pad(up, (0, missing))), alpha=scale)  # addmm would copy base first
 
 
 def multiply_narrowly(denoiser: nn.Module, adapter: str) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.nn.functional import group_norm, silu
 
 from sdpo_cli.api import LoadContext, fused, lora_layers
+from sdpo_cli.api.attention import CudnnAttention, is_cudnn_faster, prefer_cudnn
 from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
@@ -269,6 +271,11 @@ class TestFused:
         fused.fuse_blocks(model.vae.decoder)
         return model
 
+    def test_no_block_is_left_out(self, checkpoint):
+        model = self.load(checkpoint)
+        for network in (model.denoiser, model.vae.decoder):
+            assert not [block for block in network.modules() if type(block) in fused.FUSED]
+
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_the_same_estimates_pictures_and_gradient(self, checkpoint, plain, checkpointing):
         model = tiny.with_random_adapter(self.load(checkpoint, gradient_checkpointing=checkpointing))
@@ -301,3 +308,26 @@ class TestFused:
         expected = unet(x, 1, encoder_hidden_states=text).sample
         assert fused.fuse_blocks(unet) == 13
         torch.testing.assert_close(unet(x, 1, encoder_hidden_states=text).sample, expected)
+
+
+class TestAttention:
+    """Which layers are asked to use cuDNN; without it they compute as ever."""
+
+    def test_heads_of_64_alone(self):
+        unet = tiny.small_unet(attention_head_dim=1, block_out_channels=(64, 128), norm_num_groups=8)
+        x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 16)
+        expected = unet(x, 1, encoder_hidden_states=text).sample
+        layers = [layer for layer in unet.modules() if isinstance(layer, Attention)]
+        narrow = [layer for layer in layers if layer.inner_dim == 64]
+        assert prefer_cudnn(unet) == len(narrow)
+        assert 0 < len(narrow) < len(layers)
+        assert all(isinstance(layer.processor, CudnnAttention) for layer in narrow)
+        torch.testing.assert_close(unet(x, 1, encoder_hidden_states=text).sample, expected)
+
+    def test_a_processor_of_ones_own_is_kept(self):
+        unet = tiny.small_unet(attention_head_dim=1, block_out_channels=(64, 64), norm_num_groups=8)
+        unet.set_attn_processor(AttnProcessor())
+        assert prefer_cudnn(unet) == 0
+
+    def test_a_processor_has_none_of_it(self):
+        assert not is_cudnn_faster(torch.device("cpu"))

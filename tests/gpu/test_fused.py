@@ -3,10 +3,15 @@
 import pytest
 import tiny
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from torch._dynamo.utils import counters
 from torch.nn.functional import group_norm, silu
+from torch.profiler import ProfilerActivity, profile
 
 from sdpo_cli.api import LoadContext
+from sdpo_cli.api.attention import is_cudnn_faster, prefer_cudnn
+from sdpo_cli.api.fused import fuse_blocks
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
@@ -88,6 +93,45 @@ def test_the_same_sums_every_time():
     x, weight = tensor(4, 320, 64, 64, dtype=torch.bfloat16), tensor(320, dtype=torch.bfloat16)
     first, *others = (NormAct.apply(x, None, weight, weight, 32, 1e-5, True) for _ in range(5))
     assert all(torch.equal(first, other) for other in others)
+
+
+def kernels_of(call) -> list[str]:
+    """Names of the kernels that a call runs on the device."""
+    call()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        call()
+        torch.cuda.synchronize()
+    return [one.key for one in found.key_averages() if one.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def test_a_gradient_is_not_copied_to_another_layout_and_back():
+    block = ResnetBlock2D(in_channels=64, out_channels=64, temb_channels=32).cuda().bfloat16().requires_grad_(False)
+    assert fuse_blocks(block) == 1
+    x = tensor(2, 64, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad, temb = tensor(2, 64, 16, 16, dtype=torch.bfloat16), tensor(2, 32, dtype=torch.bfloat16)
+    grad, out = grad.contiguous(memory_format=torch.channels_last), block(x, temb)
+    names = kernels_of(lambda: torch.autograd.grad(out, x, grad, retain_graph=True))
+    assert any("grad_input_kernel" in name for name in names)
+    assert not [name for name in names if "copy" in name.lower() or "nchwtonhwc" in name.lower()]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_by_cudnn_is_as_near_to_exact_as_torchs_own(compiled):
+    device = pick_device("cuda")
+    if not is_cudnn_faster(device):
+        pytest.skip("not the kind of card, or an older cuDNN")
+    layer = Attention(query_dim=128, heads=2, dim_head=64).to(device).requires_grad_(False)
+    x, grad = tensor(2, 256, 128).requires_grad_(), tensor(2, 257, 128)[:, 1:]
+    (expected,) = torch.autograd.grad(layer(x), x, grad)
+    layer, x, grad = layer.bfloat16(), x.detach().bfloat16().requires_grad_(), grad.bfloat16()
+    (plain,) = torch.autograd.grad(layer(x), x, grad)
+    assert prefer_cudnn(layer) == 1
+    call = torch.compile(layer) if compiled else layer
+    (found,) = torch.autograd.grad(call(x), x, grad)
+    assert relative(found, expected) < 1.2 * relative(plain, expected)
+    names = kernels_of(lambda: torch.autograd.grad(call(x), x, grad))
+    assert not [name for name in names if "flash_fwd" in name or "fmha_cutlass" in name]
+    assert torch.backends.cuda.cudnn_sdp_enabled() is False
 
 
 @pytest.fixture(params=["sd", "sdxl"])
