@@ -20,6 +20,9 @@ def bench(
         typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: model.compile=true. May be repeated."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to measure, after a first one, in each of two ways.")] = 3,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Measurements, each from loading on: the median one is shown, and the range.")
+    ] = 1,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="A known model's architecture with random weights: no download.")
     ] = False,
@@ -35,22 +38,25 @@ def bench(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.files import check_named, write_text
+    from sdpo_cli.engine.files import check_folder_of, check_named, write_text
     from sdpo_cli.registry import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     if against:
         check_named(against)
+    if json:
+        check_folder_of(json)
     from sdpo_cli.engine.bench import bench as measure  # imports torch, which takes seconds
+    from sdpo_cli.engine.bench import conditions
     from sdpo_cli.engine.bench_record import as_json, check_comparable, read_result
 
     earlier = read_result(against) if against else None
-    work = measure(resolved, epochs=epochs, random_weights=random_weights)
+    if earlier and against:
+        check_comparable(conditions(resolved, random_weights=random_weights), earlier, against)
+    work = measure(resolved, epochs=epochs, repeat=repeat, random_weights=random_weights)
     result = show(work, Console(stderr=True), quiet=quiet)
     if json:
         write_text(json, as_json(result))
-    if earlier and against:
-        check_comparable(result, earlier, against)
     print_result(result, earlier)
 
 
@@ -82,11 +88,24 @@ def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
     return [
         f"epoch: {spread(result.epochs)} s, stages overlapping; the first {result.first_epoch:.1f} s",
         f"{pairs:.3g} pairs/s, {images:.3g} images/s{faster}",
+        *repeated(result),
         f"{result.utilisation:.1%} of the matrix rate, {result.matrix_rate / 1e12:.3g} TFLOP/s",
-        f"peak {result.peak_gb:.1f} GB, micro_batch {result.micro_batch}; "
+        f"peak {peaks(result)} GB, micro_batch {result.micro_batch}; "
         f"graphs compiled after the first epoch: {result.new_graphs}{syncs}",
         f"{result.device}, torch {result.torch}, sdpo {result.sdpo}",
     ]
+
+
+def repeated(result: "BenchResult") -> list[str]:
+    """The range of several measurements."""
+    rates = sorted(result.pairs / epoch for epoch in result.repeats)
+    return [f"the median of {len(rates)} measurements, {rates[0]:.3g} to {rates[-1]:.3g} pairs/s"] if rates[1:] else []
+
+
+def peaks(result: "BenchResult") -> str:
+    """The most memory of an epoch; of several epochs, that of the first and of the last."""
+    first, *others = result.peaks_gb
+    return f"{first:.2f} (first epoch) to {others[-1]:.2f} (last)" if others else f"{first:.1f}"
 
 
 def spread(seconds: "list[float] | tuple[float, ...]") -> str:

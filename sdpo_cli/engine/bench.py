@@ -1,8 +1,5 @@
 """`sdpo bench`: how long an epoch takes, stage by stage, and how much of the hardware it uses."""
 
-import platform
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -18,23 +15,30 @@ import sdpo_cli
 from sdpo_cli.api.specs import needs_nothing
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.bench_record import STAGES, BenchResult, Stage
+from sdpo_cli.engine.bench_record import STAGES, BenchResult, Conditions, Stage, middle
 from sdpo_cli.engine.credit import Asked, action_steps, ask_rewards, assign_credit, key_rewards
 from sdpo_cli.engine.events import Event, Note, StageStarted
+from sdpo_cli.engine.memory import release
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import rewarded_decoder
 from sdpo_cli.engine.rollout import Draw, Rollouts, joined_rollouts, roll_out_parts, take
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.setup import Setup, adapter_options, load_setup
+from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
 from sdpo_cli.engine.snapshot import Progress, Snapshot
 from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, draw_epoch, fresh_statistics, run_epoch
 from sdpo_cli.engine.update import Lesson, Update, lesson_loss, plan_updates, update_policy
-from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations, synchronise
+from sdpo_cli.engine.utilisation import (
+    Work,
+    counted,
+    device_name,
+    matrix_rate,
+    operations,
+    peak_gb,
+    synchronise,
+)
 from sdpo_cli.errors import UsageError
 from sdpo_cli.registry import Chosen, ResolvedRecipe
-
-GIGABYTE = 1e9
 
 
 class StandIn:
@@ -71,8 +75,27 @@ def respecified(chosen: Chosen, **changes: object) -> Chosen:
     return replace(chosen, plugin=replace(chosen.plugin, spec=replace(chosen.spec, **changes)))
 
 
-def bench(resolved: ResolvedRecipe, *, epochs: int, random_weights: bool) -> Generator[Event, None, BenchResult]:
-    """Measure a recipe: a first epoch, `epochs` as in training, `epochs` with each stage waited for. Writes nothing."""
+def conditions(resolved: ResolvedRecipe, *, random_weights: bool) -> Conditions:
+    """What `bench` would measure, told before anything is loaded."""
+    device = pick_device(resolved.recipe.train.device)
+    return Conditions(resolved.recipe.model_dump(mode="json"), random_weights, device_name(device))
+
+
+def bench(
+    resolved: ResolvedRecipe, *, epochs: int, repeat: int, random_weights: bool
+) -> Generator[Event, None, BenchResult]:
+    """Measure a recipe `repeat` times, each from loading on; the median measurement. Writes nothing."""
+    results = []
+    for number in range(repeat):
+        if repeat > 1:
+            yield Note(f"measurement {number + 1} of {repeat}")
+        results.append((yield from bench_once(resolved, epochs=epochs, random_weights=random_weights)))
+        release()
+    return middle(results)
+
+
+def bench_once(resolved: ResolvedRecipe, *, epochs: int, random_weights: bool) -> Generator[Event, None, BenchResult]:
+    """One measurement: load, a first epoch, `epochs` as in training, `epochs` with each stage waited for."""
     yield StageStarted("load", 0, 0)
     if random_weights:
         resolved, absent = with_random_weights(resolved)
@@ -113,9 +136,10 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
         stages=joined_stages(watches, needed, rate),
         matrix_rate=rate,
         epoch_operations=sum(needed.values()),
-        peak_gb=max(max(watch.peaks.values()) for watch in watches),
+        peaks_gb=[max(watch.peaks.values()) for watch in watches],
         new_graphs=new_graphs,
         host_syncs=syncs,
+        repeats=[],
     )
 
 
@@ -265,18 +289,3 @@ def host_syncs(run: Run, epoch: int, micro_batch: int) -> int | None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchronizing CUDA operation" in str(one.message) for one in caught)
-
-
-def peak_gb(device: torch.device) -> float:
-    """Most memory in use so far, GB: the device's since it was last reset, elsewhere this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIGABYTE
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGABYTE
-
-
-def device_name(device: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3`; a processor's kind and how many threads torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"

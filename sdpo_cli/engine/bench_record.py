@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from sdpo_cli.engine.files import read_text
 from sdpo_cli.engine.recipe_differences import HANDLING, differences
 from sdpo_cli.errors import ArtifactError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 STAGES = ("encode", "rollout", "decode", "reward", "credit", "update")
 OPTIONS = {f"model.options.{name}" for name in ("gradient_checkpointing", "text_encoders", "vae_tiling")}
 FREE = HANDLING | OPTIONS | {"name", "seed", "eval"}
@@ -39,13 +39,26 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class Conditions:
+    """What a measurement is of: two of other conditions are not compared.
+
+    Attributes:
+        recipe: what is run, every field.
+        random_weights: whether the weights are.
+        device: its name.
+    """
+
+    recipe: Mapping[str, Any]
+    random_weights: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class BenchResult(Conditions):
     """A measurement.
 
     Attributes:
-        recipe: what was run, every field.
-        random_weights: whether the weights were.
-        device, torch, sdpo: what it ran on.
+        torch, sdpo: what it ran on.
         pairs, images: of one epoch; an image is a rollout's last.
         micro_batch: pairs in a forward pass, after what did not fit was halved.
         first_epoch: seconds of the first epoch, compiling and all.
@@ -53,14 +66,12 @@ class BenchResult:
         stages: by name, in an order of their own.
         matrix_rate: operations a second that a large matrix product reached.
         epoch_operations: what the networks did in one epoch.
-        peak_gb: most memory in use.
+        peaks_gb: most memory in use in each epoch that was measured stage by stage.
         new_graphs: how many were compiled after the first epoch: 0, unless shapes change.
         host_syncs: how often the host waited for the device in one epoch; None where it cannot be counted.
+        repeats: seconds of an epoch in each of several such measurements, this one among them.
     """
 
-    recipe: Mapping[str, Any]
-    random_weights: bool
-    device: str
     torch: str
     sdpo: str
     pairs: int
@@ -71,9 +82,10 @@ class BenchResult:
     stages: Mapping[str, Stage]
     matrix_rate: float
     epoch_operations: int
-    peak_gb: float
+    peaks_gb: Sequence[float]
     new_graphs: int
     host_syncs: int | None
+    repeats: Sequence[float]
     format: int = FORMAT
 
     @property
@@ -82,9 +94,20 @@ class BenchResult:
         return fmean(self.epochs)
 
     @property
+    def peak_gb(self) -> float:
+        """Most memory in use."""
+        return max(self.peaks_gb)
+
+    @property
     def utilisation(self) -> float:
         """Share of the matrix rate that a whole epoch reaches."""
         return self.epoch_operations / self.epoch / self.matrix_rate
+
+
+def middle(results: Sequence[BenchResult]) -> BenchResult:
+    """The measurement whose epoch takes the median of all of them (of an even number, the faster one in the middle)."""
+    ordered = sorted(results, key=lambda one: one.epoch)
+    return replace(ordered[(len(ordered) - 1) // 2], repeats=[one.epoch for one in results])
 
 
 def as_json(result: BenchResult) -> str:
@@ -98,26 +121,26 @@ def read_result(path: Path) -> BenchResult:
     remedy = "name a file that `sdpo bench --json` wrote"
     try:
         found = json.loads(read_text(path))
+        check_format(found["format"], path)
         stages = {name: Stage(**stage) for name, stage in found["stages"].items()}
         known = {name: found[name] for name in BenchResult.__dataclass_fields__}
-        return check_result(BenchResult(**{**known, "stages": stages}), path)
+        return BenchResult(**{**known, "stages": stages})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError("not a result of sdpo bench", place=str(path), remedy=remedy) from error
 
 
-def check_result(result: BenchResult, path: Path) -> BenchResult:
-    """The result. ArtifactError where its format is another."""
-    if result.format != FORMAT:
-        raise ArtifactError(f"format {result.format}, not {FORMAT}", place=str(path), remedy="measure it again")
-    return result
+def check_format(number: object, path: Path) -> None:
+    """ArtifactError where a result's format is another."""
+    if number != FORMAT:
+        raise ArtifactError(f"format {number}, not {FORMAT}", place=str(path), remedy="measure it again")
 
 
-def check_comparable(result: BenchResult, earlier: BenchResult, path: Path) -> None:
-    """UsageError, naming the first difference, where two results are not of the same work on the same device."""
+def check_comparable(planned: Conditions, earlier: Conditions, path: Path) -> None:
+    """UsageError, naming the first difference, where two measurements are not of the same work on the same device."""
     pairs = {
-        "device": (earlier.device, result.device),
-        "--random-weights": (earlier.random_weights, result.random_weights),
-        **differences(earlier.recipe, result.recipe, FREE),
+        "device": (earlier.device, planned.device),
+        "--random-weights": (earlier.random_weights, planned.random_weights),
+        **differences(earlier.recipe, planned.recipe, FREE),
     }
     for what, (before, now) in pairs.items():
         if before != now:

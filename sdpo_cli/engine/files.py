@@ -68,6 +68,14 @@ def check_named(path: Path) -> None:
         raise UsageError("no such file", place=str(path), remedy="correct the path")
 
 
+def check_folder_of(path: Path) -> None:
+    """UsageError where a file that the user named could not be written at the end, as its folder is missing."""
+    if not path.parent.is_dir():
+        raise UsageError("no such folder", place=str(path.parent), remedy="make it, or name another file")
+    if path.is_dir():
+        raise UsageError("is a folder", place=str(path), remedy="name a file")
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file's text. ArtifactError where there is none."""
     try:

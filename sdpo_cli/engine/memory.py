@@ -1,5 +1,6 @@
 """Work that is tried in smaller parts where the device's memory runs out."""
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -32,5 +33,11 @@ def fitting(call: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
                 ) from error
         # outside the handler: the exception no longer holds the memory of what failed
         batch //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
+
+
+def release() -> None:
+    """Give back to the device what nothing refers to any longer."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,5 +1,8 @@
-"""How much of the hardware is used: the matrix rate it reaches, and the operations that an epoch needs."""
+"""How much of the hardware is used: the matrix rate it reaches, what an epoch needs of it, and memory."""
 
+import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ SIDES = {"cuda": 8192}
 """Of the square matrices whose product is timed; elsewhere `SMALL_SIDE`."""
 SMALL_SIDE = 1024
 PRODUCTS = 20
+GIGABYTE = 1e9
 
 
 @dataclass
@@ -82,3 +86,18 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         left @ right
     synchronise(device)
     return 2 * side**3 * PRODUCTS / (time.perf_counter() - start)
+
+
+def peak_gb(device: torch.device) -> float:
+    """Most memory in use so far, GB: the device's since it was last reset, elsewhere this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGABYTE
+
+
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`; a processor's kind and how many threads torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"

@@ -15,8 +15,9 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.models.random_weights import random_model, random_parts
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.models.stable_diffusion_xl import StableDiffusionXL
+from sdpo_cli.engine import bench as engine_bench
 from sdpo_cli.engine.bench import with_random_weights
-from sdpo_cli.engine.bench_record import STAGES, check_comparable, read_result
+from sdpo_cli.engine.bench_record import STAGES, check_comparable, middle, read_result
 from sdpo_cli.errors import UsageError
 from sdpo_cli.main import main
 from sdpo_cli.maths import kernel_for
@@ -48,16 +49,28 @@ def test_a_result_has_every_stage_and_its_rates(measured):
     assert not (measured / "runs").exists()
 
 
-def test_compares_with_an_earlier_result(measured, monkeypatch, capsys):
+def test_compares_with_an_earlier_result_and_several_with_each_other(measured, monkeypatch, capsys):
     monkeypatch.chdir(measured)
-    assert main([*MEASURE, "--against", "a.json", "--set", "train.micro_batch=1"]) == 0
-    out = capsys.readouterr().out
+    several = ["--repeat", "2", "--epochs", "2", "--against", "a.json", "--json", "b.json"]
+    assert main([*MEASURE, *several, "--set", "train.micro_batch=1"]) == 0
+    out, result = capsys.readouterr().out, read_result(measured / "b.json")
+    rates = sorted(2 / seconds for seconds in result.repeats)
+    assert len(rates) == 2
+    assert f"the median of 2 measurements, {rates[0]:.3g} to {rates[1]:.3g} pairs/s" in out
     assert "times as fast as before" in out
-    assert "peak" in out
+    assert f"peak {result.peaks_gb[0]:.2f} (first epoch) to {result.peaks_gb[1]:.2f} (last) GB" in out
 
 
-def test_refuses_to_compare_with_other_work(measured, monkeypatch, capsys):
+def test_the_median_measurement_is_the_result(measured):
+    result = read_result(measured / "a.json")
+    several = [replace(result, epochs=[seconds]) for seconds in (5.0, 1.0, 3.0)]
+    assert middle(several) == replace(several[2], repeats=[5.0, 1.0, 3.0])
+    assert middle(several[:2]).epoch == 1.0
+
+
+def test_refuses_before_it_measures_to_compare_with_other_work(measured, monkeypatch, capsys):
     monkeypatch.chdir(measured)
+    monkeypatch.setattr(engine_bench, "bench", lambda *args, **kwargs: pytest.fail("measured"))
     assert main([*MEASURE, "--against", "a.json", "--set", "rollout.pairs=3"]) == 2
     assert capsys.readouterr().err == (
         "error: a.json: measured with rollout.pairs 2, not 3; compare results of the same recipe on the same device\n"
@@ -79,6 +92,24 @@ def test_refuses_what_is_no_result_before_it_measures(workplace, capsys, text):
     (workplace / "bad.json").write_text(text)
     assert main([*MEASURE, "--against", "bad.json"]) == 4
     assert "bad.json: not a result of sdpo bench" in capsys.readouterr().err
+
+
+def test_refuses_a_result_of_an_older_format(workplace, capsys):
+    (workplace / "old.json").write_text('{"format": 1}')
+    assert main([*MEASURE, "--against", "old.json"]) == 4
+    assert capsys.readouterr().err == "error: old.json: format 1, not 2; measure it again\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("absent/a.json", "absent: no such folder; make it, or name another file"),
+        (".", ".: is a folder; name a file"),
+    ],
+)
+def test_refuses_before_it_measures_to_write_where_it_cannot(workplace, capsys, path, said):
+    assert main([*MEASURE, "--json", path]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 class TestRandomWeights:
