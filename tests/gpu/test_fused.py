@@ -1,5 +1,7 @@
 """Kernels of our own on a CUDA device: the numbers of torch, and a whole network's. Left out where there is none."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -53,7 +55,8 @@ def rolled(model):
 
 
 def gradient(model, rollouts, parts) -> torch.Tensor:
-    """Of the pairs' summed log-probabilities, some pairs at a time."""
+    """Of the pairs' summed log-probabilities, some pairs at a time; the model's own encodings have its dtype."""
+    rollouts = replace(rollouts, draw=tiny.draw(model))
     for pairs in parts:
         step = torch.tensor([pair % 2 for pair in pairs])
         replay(model, rollouts, torch.tensor(list(pairs)), step).log_prob.sum().backward()
