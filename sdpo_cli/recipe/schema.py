@@ -113,7 +113,7 @@ class ModelSection(Section):
     compile: bool = Field(
         default=False,
         description="Compile the transformer blocks of the denoiser with torch.compile, and on CUDA compute the other "
-        "blocks of UNet and VAE channels-last by Triton kernels: half a minute of waiting in the first epoch, then "
+        "blocks of UNet and VAE channels-last by Triton kernels: about 50 s of waiting in the first epoch, then "
         "faster epochs that need less memory; it needs a C++ compiler, and on CUDA Triton.",
     )
 
