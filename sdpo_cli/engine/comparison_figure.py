@@ -10,7 +10,7 @@ from typing import Any
 from sdpo_cli.engine.comparison import Axis, Curve, Holding, step_word, value_at
 from sdpo_cli.engine.report import LIGHT
 
-COLOURS = ("#2f6fde", "#d1495b", "#2a9d5c", "#e08e0b", "#7b4fb3", "#4a5568", "#0f9fb5", "#b5548a")
+COLOURS = ("#2f6fde", "#d1495b", "#2a9d5c", "#e08e0b", "#7b4fb3", "#4a5568", "#0f9fb5", "#b5548a", "#8a7a1e", "#16324f")
 """Of the arms, in order; well apart for most eyes. More arms than colours begin again, dashed."""
 
 LABELS = {"images": "pictures drawn", "queries": "rewards asked"}

@@ -141,7 +141,7 @@ def test_show_names_the_options_of_a_group_by_their_path(capsys: Capture) -> Non
     assert main(["plugins", "show", "sdpo"]) == 0
     shown = lines(capsys)
     assert "lambda: float > 0 <= 1, default 0.99" in shown
-    assert "dense.anchor: 'interior' | 'any' | 'middle', default \"interior\"" in shown
+    assert "dense.anchor: 'middle' | 'interior' | 'any', default \"middle\"" in shown
 
 
 def test_show_of_a_plug_in_without_options_says_so(capsys: Capture) -> None:
