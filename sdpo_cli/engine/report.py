@@ -116,7 +116,7 @@ def draw_curves(metrics: Sequence[Mapping[str, int | float]], theme: Theme = LIG
     axes = figure.add_subplot(facecolor=theme.paper)
     for (key, label), colour in zip(CURVES, theme.lines, strict=True):
         rows = [row for row in metrics if key in row]
-        if rows:
+        if rows and not (key == "reward_first" and all(row[key] == row.get("reward_last") for row in rows)):
             images, rewards = [row["images"] for row in rows], [row[key] for row in rows]
             axes.plot(images, rewards, color=colour, linewidth=2, marker="o", markersize=3.5, label=label)
     axes.set_xlabel("training pictures drawn", color=theme.ink)

@@ -117,7 +117,8 @@ def check_never_saved(folder: RunFolder) -> None:
 def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot, list[Change]]:
     """Make model, optimiser and the run's files those of the snapshot.
 
-    ArtifactError where it does not fit, RecipeError where the run has trained more epochs than it is to.
+    ArtifactError where it does not fit, RecipeError where the run has trained more epochs than it is to, or as many and
+    something of it changes.
 
     Gives what of the snapshot the next epoch starts from, and what the run goes on with that it was not made with.
     """
@@ -128,6 +129,10 @@ def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot,
     changed = {**resume.recipe, **check_continues(snapshot, setup.about, resume.overrides)}
     now = {**by_path(long_form(setup.recipe)), **setup.about}
     changes = changes_of(recorded(run.folder), epoch, changed, now)
+    new = [one for one in changes if one.epoch == epoch]
+    if new and epoch == setup.recipe.train.epochs:
+        fault = f"all {epoch} epochs are trained, so that nothing would be trained by another {new[0].what}"
+        raise RecipeError([one_line(fault, f"{run.folder.recipe}: train.epochs", "raise it too, or change nothing")])
     check_kept_there(run.folder, setup.recipe, epoch)
     snapshot = carried_over(snapshot, changes, setup)
     restore_snapshot(snapshot, setup.model, run.optimizer)
@@ -138,7 +143,7 @@ def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot,
     forget_evaluations(run.folder, epoch)
     if epoch:
         save_adapter(run)
-    return snapshot, [one for one in changes if one.epoch == epoch]
+    return snapshot, new
 
 
 def start_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Run:

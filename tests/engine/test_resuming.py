@@ -18,7 +18,7 @@ from sdpo_cli.engine.events import EpochDone, Note
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.snapshot import Progress
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, RecipeError
 
 
 def folder(tmp_path, name="run") -> RunFolder:
@@ -98,6 +98,19 @@ def test_what_is_overridden_is_recorded_once_and_the_rest_goes_on(checkpoint, tm
     snapshot = newest_snapshot(run.checkpoints)[0]
     assert sum(len(returns) for returns in snapshot.statistics.returns.values()) == 3 * 2 * 4
     assert {int(one) for name, one in snapshot.optimizer.items() if name.endswith("/step")} == {6}
+
+
+def test_nothing_is_changed_in_a_run_that_has_no_epoch_left(checkpoint, tmp_path):
+    run = folder(tmp_path)
+    list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))
+    setup, resumption = changed(tiny.setup(checkpoint, epochs=1), learning_rate=2e-3)
+    with pytest.raises(RecipeError) as fault:
+        list(train(setup, run, resumption))
+    assert str(fault.value) == (
+        f"{run.recipe}: train.epochs: all 1 epochs are trained, so that nothing would be trained by another "
+        "train.learning_rate; raise it too, or change nothing"
+    )
+    assert not run.changes.exists()
 
 
 def test_averages_that_nobody_carries_on_are_dropped_and_new_ones_begin(checkpoint, tmp_path):
