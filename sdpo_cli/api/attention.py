@@ -7,6 +7,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+CAPABILITY = (9, 0)
+"""Of the cards that they were measured on."""
 HEAD = 64
 """Channels of a head that they were measured with, forward and backward. With FLUX's 128, gradients were NaN."""
 OLDEST = 91900
@@ -40,8 +42,8 @@ def is_fit(layer: Any) -> bool:
 
 
 def is_cudnn_faster(device: torch.device) -> bool:
-    """Whether the device and its cuDNN are of the kind that was measured, or newer."""
-    if device.type != "cuda":
+    """Whether the device is of the kind that was measured, and its cuDNN as new."""
+    if device.type != "cuda" or torch.version.hip is not None:  # there the version would be MIOpen's
         return False
     cudnn: Any = torch.backends.cudnn
-    return bool(torch.cuda.get_device_capability(device) >= (9, 0) and (cudnn.version() or 0) >= OLDEST)
+    return bool(torch.cuda.get_device_capability(device) == CAPABILITY and (cudnn.version() or 0) >= OLDEST)

@@ -331,3 +331,20 @@ class TestAttention:
 
     def test_a_processor_has_none_of_it(self):
         assert not is_cudnn_faster(torch.device("cpu"))
+
+    @pytest.mark.parametrize(
+        ("capability", "hip", "version", "faster"),
+        [
+            ((9, 0), None, 91900, True),
+            ((9, 0), None, 91800, False),
+            ((9, 0), None, None, False),
+            ((9, 0), "6.4", 3004000, False),
+            ((8, 9), None, 91900, False),
+            ((10, 0), None, 91900, False),
+        ],
+    )
+    def test_only_cards_of_the_kind_that_was_measured(self, monkeypatch, capability, hip, version, faster):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+        assert is_cudnn_faster(torch.device("cuda")) is faster
