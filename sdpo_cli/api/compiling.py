@@ -5,16 +5,37 @@ network takes minutes. The modules stay what they are, under the names they have
 merged as before.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sdpo_cli.errors import UsageError
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 """What UNets and VAEs are made of; classes of diffusers name the blocks that are worth it as `_repeated_blocks`."""
 GRAPHS = 128
 """Of one kind of block: widths, resolutions, batch sizes, with and without gradient, with and without the LoRA. Above
 torch's limit, 8, blocks would silently run uncompiled."""
+
+
+OLDEST_CARD = (7, 0)
+"""The compute capability that Triton demands."""
+
+
+def check_triton(device: torch.device) -> None:
+    """UsageError where what is compiled for a CUDA device could not run: no Triton, as on Windows, or an old card."""
+    if device.type != "cuda":
+        return
+    try:
+        import_module("triton")
+    except ImportError:
+        remedy = "install it, or leave compile off"
+        raise UsageError("needs Triton on CUDA", place="model.compile", remedy=remedy) from None
+    if torch.cuda.get_device_capability(device) < OLDEST_CARD:
+        fault = "needs a card of compute capability 7.0 or newer"
+        raise UsageError(fault, place="model.compile", remedy="leave compile off")
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdpo_cli.api.adapters import Adaptable
 from sdpo_cli.api.attention import is_cudnn_faster, prefer_cudnn
-from sdpo_cli.api.compiling import compile_blocks, padded
+from sdpo_cli.api.compiling import check_triton, compile_blocks, padded
 from sdpo_cli.api.fused import fuse_blocks
 from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.tensors import Conditioning, Sampler
@@ -50,8 +50,9 @@ class DiffusersModel(Adaptable):
         """Compile denoiser and decoder for training, where shapes repeat; an adapter may come before or after.
 
         On CUDA the blocks of UNets and VAEs that are convolutions and norms get kernels of our own instead, and
-        attention those of cuDNN where they are faster.
+        attention those of cuDNN where they are faster. UsageError where it cannot be done.
         """
+        check_triton(self.device)
         if is_cudnn_faster(self.device):
             prefer_cudnn(self.denoiser)
         for network in (self.denoiser, self.vae.decoder):

@@ -1,8 +1,10 @@
 """What makes an epoch fast, by counts and by equality with the plain way: never by a clock."""
 
 import gc
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tiny
@@ -27,6 +29,7 @@ from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.trainer import Run
 from sdpo_cli.engine.update import plan_updates, replay
 from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations
+from sdpo_cli.errors import UsageError
 from sdpo_cli.maths import kernel_for, with_floor
 
 
@@ -247,6 +250,31 @@ class TestCompiled:
         tiny.with_random_adapter(model)
         rollouts = rolled(plain)
         assert relative(gradient(model, rollouts), gradient(plain, rollouts)) < 1e-4
+
+
+class TestTriton:
+    """Asked for where the model is compiled: before anything is sampled."""
+
+    @pytest.fixture
+    def model(self, checkpoint):
+        model = tiny.load(checkpoint)
+        model.device = torch.device("cuda")
+        return model
+
+    def test_where_it_is_missing_compiling_is_refused(self, model, monkeypatch):
+        monkeypatch.setitem(sys.modules, "triton", None)
+        said = "model.compile: needs Triton on CUDA; install it, or leave compile off"
+        with pytest.raises(UsageError, match=f"^{said}$"):
+            model.compile()
+        assert not model.compiled
+
+    def test_cards_too_old_for_it_are_refused(self, model, monkeypatch):
+        monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+        said = "model.compile: needs a card of compute capability 7.0 or newer; leave compile off"
+        with pytest.raises(UsageError, match=f"^{said}$"):
+            model.compile()
+        assert not model.compiled
 
 
 class TestFused:
