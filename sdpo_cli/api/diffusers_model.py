@@ -26,8 +26,9 @@ class DiffusersModel(Adaptable):
     Attributes:
         pipeline_class: the diffusers pipeline.
         component: what the denoiser is called in it: `unet` or `transformer`.
-        compiled: whether the blocks of denoiser and decoder are compiled, each for the shapes that it has met.
-        decoded: the most pictures decoded at once since they are; fewer are filled up to as many.
+        compiled: whether the blocks of the denoiser are compiled, each for the shapes that it has met.
+        decoder_blocks: how many of the decoder are; where there are any, it is given as many pictures every time.
+        decoded: the most pictures decoded by them at once; fewer are filled up to as many.
     """
 
     pipeline_class: ClassVar[Any]
@@ -35,6 +36,7 @@ class DiffusersModel(Adaptable):
     latent_shape: tuple[int, int, int]
     sampler: Sampler
     compiled: bool = False
+    decoder_blocks: int = 0
     decoded: int = 0
 
     def __init__(self, pipeline: Any, source: str, options: PipelineOptions) -> None:
@@ -55,10 +57,11 @@ class DiffusersModel(Adaptable):
         check_triton(self.device)
         if is_cudnn_faster(self.device):
             prefer_cudnn(self.denoiser)
-        for network in (self.denoiser, self.vae.decoder):
-            if self.device.type == "cuda":
-                fuse_blocks(network)
-            compile_blocks(network, backend)
+        if self.device.type == "cuda":
+            fuse_blocks(self.denoiser)
+            fuse_blocks(self.vae.decoder)
+        compile_blocks(self.denoiser, backend)
+        self.decoder_blocks = compile_blocks(self.vae.decoder, backend)
         self.compiled = True
 
     @torch.no_grad()
@@ -108,7 +111,7 @@ class DiffusersModel(Adaptable):
     def decode_with(self, vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 h w"]:
         """Pictures by a VAE, in its own dtype."""
         latents = self.to_latents(x0, vae).to(vae.dtype)
-        if self.compiled:
+        if self.decoder_blocks and vae is self.vae:
             self.decoded = max(self.decoded, len(latents))
             latents = padded(latents, self.decoded)
         pictures = vae.decode(latents).sample[: len(x0)]

@@ -313,6 +313,14 @@ class TestFused:
         assert relative(gradient(model, expected), gradient(plain, expected)) < 1e-4
         assert self.calls > 0
 
+    def test_a_decoder_none_of_which_is_compiled_decodes_no_more_pictures_than_asked_for(self, checkpoint, plain):
+        model, x0, sizes = self.load(checkpoint), torch.randn(4, *plain.latent_shape), []
+        model.compile(backend="eager")
+        model.vae.decoder.register_forward_pre_hook(lambda decoder, inputs: sizes.append(len(inputs[0])))
+        model.decode(x0)
+        torch.testing.assert_close(model.decode(x0[:3]), plain.decode(x0[:3]))
+        assert (model.compiled, sizes) == (True, [4, 3])
+
     @pytest.mark.parametrize("targets", [("conv1", "conv_shortcut"), ("time_emb_proj", "proj_in", "proj_out")])
     def test_a_lora_on_any_layer_still_learns(self, checkpoint, targets):
         gradients = []
