@@ -21,7 +21,7 @@ def bench(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to measure, after a first one, in each of two ways.")] = 3,
     repeat: Annotated[
-        int, typer.Option(min=1, help="Measurements, each from loading on: the median one is shown, and the range.")
+        int, typer.Option(min=1, help="Measurements, each from loading on: the median and the range are shown.")
     ] = 1,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="A known model's architecture with random weights: no download.")
@@ -38,14 +38,14 @@ def bench(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.files import check_folder_of, check_named, write_text
+    from sdpo_cli.engine.files import check_named, check_writable, write_text
     from sdpo_cli.registry import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     if against:
         check_named(against)
     if json:
-        check_folder_of(json)
+        check_writable(json)
     from sdpo_cli.engine.bench import bench as measure  # imports torch, which takes seconds
     from sdpo_cli.engine.bench import conditions
     from sdpo_cli.engine.bench_record import as_json, check_comparable, read_result
@@ -99,7 +99,10 @@ def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
 def repeated(result: "BenchResult") -> list[str]:
     """The range of several measurements."""
     rates = sorted(result.pairs / epoch for epoch in result.repeats)
-    return [f"the median of {len(rates)} measurements, {rates[0]:.3g} to {rates[-1]:.3g} pairs/s"] if rates[1:] else []
+    if len(rates) < 2:
+        return []
+    spans = f"the median of {len(rates)} measurements, {rates[0]:.3g} to {rates[-1]:.3g} pairs/s"
+    return [f"{spans}; stages and memory are those of one in the middle"]
 
 
 def peaks(result: "BenchResult") -> str:

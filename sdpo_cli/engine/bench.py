@@ -84,7 +84,7 @@ def conditions(resolved: ResolvedRecipe, *, random_weights: bool) -> Conditions:
 def bench(
     resolved: ResolvedRecipe, *, epochs: int, repeat: int, random_weights: bool
 ) -> Generator[Event, None, BenchResult]:
-    """Measure a recipe `repeat` times, each from loading on; the median measurement. Writes nothing."""
+    """Measure a recipe `repeat` times, each from loading on: the one in the middle, and the median. Writes nothing."""
     results = []
     for number in range(repeat):
         if repeat > 1:

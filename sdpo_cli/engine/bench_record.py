@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from sdpo_cli.engine.files import read_text
@@ -90,8 +90,8 @@ class BenchResult(Conditions):
 
     @property
     def epoch(self) -> float:
-        """Seconds of an epoch."""
-        return fmean(self.epochs)
+        """Seconds of an epoch; of several measurements, their median."""
+        return median(self.repeats or [fmean(self.epochs)])
 
     @property
     def peak_gb(self) -> float:
@@ -105,7 +105,7 @@ class BenchResult(Conditions):
 
 
 def middle(results: Sequence[BenchResult]) -> BenchResult:
-    """The measurement whose epoch takes the median of all of them (of an even number, the faster one in the middle)."""
+    """The measurement in the middle (of an even number, the faster of the two there), and what all of them took."""
     ordered = sorted(results, key=lambda one: one.epoch)
     return replace(ordered[(len(ordered) - 1) // 2], repeats=[one.epoch for one in results])
 

@@ -41,7 +41,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = temporary_beside(path)
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -50,6 +50,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name under which this process writes a file first."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,12 +73,19 @@ def check_named(path: Path) -> None:
         raise UsageError("no such file", place=str(path), remedy="correct the path")
 
 
-def check_folder_of(path: Path) -> None:
-    """UsageError where a file that the user named could not be written at the end, as its folder is missing."""
-    if not path.parent.is_dir():
-        raise UsageError("no such folder", place=str(path.parent), remedy="make it, or name another file")
-    if path.is_dir():
-        raise UsageError("is a folder", place=str(path), remedy="name a file")
+def check_writable(path: Path) -> None:
+    """Try whether a file that the user named can be written at the end; leaves nothing behind.
+
+    UsageError where its folder is missing, ArtifactError where that takes no file of the name.
+    """
+    with writing(path):
+        if not path.parent.is_dir():
+            raise UsageError("no such folder", place=str(path.parent), remedy="make it, or name another file")
+        if path.is_dir():
+            raise UsageError("is a folder", place=str(path), remedy="name a file")
+        temporary = temporary_beside(path)
+        temporary.touch()
+        temporary.unlink()
 
 
 def read_text(path: Path) -> str:

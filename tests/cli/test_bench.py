@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sdpo_cli.builtin.models.stable_diffusion_xl import StableDiffusionXL
 from sdpo_cli.engine import bench as engine_bench
 from sdpo_cli.engine.bench import with_random_weights
 from sdpo_cli.engine.bench_record import STAGES, check_comparable, middle, read_result
+from sdpo_cli.engine.files import check_writable
 from sdpo_cli.errors import UsageError
 from sdpo_cli.main import main
 from sdpo_cli.maths import kernel_for
@@ -56,16 +58,18 @@ def test_compares_with_an_earlier_result_and_several_with_each_other(measured, m
     out, result = capsys.readouterr().out, read_result(measured / "b.json")
     rates = sorted(2 / seconds for seconds in result.repeats)
     assert len(rates) == 2
-    assert f"the median of 2 measurements, {rates[0]:.3g} to {rates[1]:.3g} pairs/s" in out
+    assert f"the median of 2 measurements, {rates[0]:.3g} to {rates[1]:.3g} pairs/s; " in out
+    assert f"{2 / median(result.repeats):.3g} pairs/s, " in out
     assert "times as fast as before" in out
     assert f"peak {result.peaks_gb[0]:.2f} (first epoch) to {result.peaks_gb[1]:.2f} (last) GB" in out
 
 
 def test_the_median_measurement_is_the_result(measured):
     result = read_result(measured / "a.json")
-    several = [replace(result, epochs=[seconds]) for seconds in (5.0, 1.0, 3.0)]
+    several = [replace(result, epochs=[seconds], repeats=[]) for seconds in (5.0, 1.0, 3.0)]
     assert middle(several) == replace(several[2], repeats=[5.0, 1.0, 3.0])
-    assert middle(several[:2]).epoch == 1.0
+    assert middle(several[:2]) == replace(several[1], repeats=[5.0, 1.0])
+    assert middle(several[:2]).epoch == 3.0
 
 
 def test_refuses_before_it_measures_to_compare_with_other_work(measured, monkeypatch, capsys):
@@ -110,6 +114,19 @@ def test_refuses_a_result_of_an_older_format(workplace, capsys):
 def test_refuses_before_it_measures_to_write_where_it_cannot(workplace, capsys, path, said):
     assert main([*MEASURE, "--json", path]) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_tries_before_it_measures_whether_it_can_write(monkeypatch, capsys):
+    monkeypatch.setattr(engine_bench, "bench", lambda *args, **kwargs: pytest.fail("measured"))
+    name = "a" * 300
+    assert main([*MEASURE, "--json", name]) == 4
+    said = "cannot be written (File name too long); check the folder and its permissions"
+    assert capsys.readouterr().err == f"error: {name}: {said}\n"
+
+
+def test_the_trial_leaves_nothing_behind(tmp_path):
+    check_writable(tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
 
 
 class TestRandomWeights:
