@@ -112,10 +112,10 @@ class ModelSection(Section):
     lora: LoraSection = Field(default_factory=LoraSection, description="The LoRA that is trained.")
     compile: bool = Field(
         default=False,
-        description="Compile the transformer blocks of the denoiser with torch.compile. On CUDA the other blocks of UNet "
-        "and VAE are computed channels-last by Triton kernels: about 50 s of waiting in the first epoch, then faster "
-        "epochs that need less memory. On CPU and MPS the decoder's blocks are compiled too. It needs a C++ compiler, and "
-        "on CUDA Triton.",
+        description="Compile the transformer blocks of the denoiser with torch.compile. On CUDA the other blocks of "
+        "UNet and VAE are computed channels-last by Triton kernels: about 50 s of waiting in the first epoch, then "
+        "faster epochs that need less memory. On CPU and MPS the decoder's blocks are compiled too. It needs a C++ "
+        "compiler, and on CUDA Triton.",
     )
 
 
