@@ -1,7 +1,9 @@
 """Triton kernels of group normalisation with SiLU, for pictures kept channels-last, read and written once a pass.
 
 torch's own kernel turns a channels-last picture into channels-first and leaves it so: every convolution around it then
-turns it back. Sums are float32, in an order of their own: the same every time.
+turns it back. Sums are float32, in an order of their own: the same every time. The variance is E[x²] - mean², in
+one pass over memory: it loses digits as the mean grows against the standard deviation. The result's relative error,
+emulated on a CPU, is about 1e-4 where the mean is 30 times as large, 5e-4 at 100 and several per cent at 1000.
 
 A picture is a matrix [rows, channels], a row for each place. `u` is what SiLU sees: x * scale + shift, both of them of
 each picture and channel. An addend [N C], such as a timestep's embedding, counts as part of x.
