@@ -21,12 +21,14 @@ class FrozenConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
+        """x [N C H W] convolved."""
         ctx.save_for_backward(weight)
         ctx.padding = padding
         return conv2d(x, weight, None, 1, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of x."""
         # not torch.nn.grad.conv2d_input: it turns the gradient channels-first and back
         (weight,) = ctx.saved_tensors
         return conv_transpose2d(grad, weight, None, 1, ctx.padding), None, None

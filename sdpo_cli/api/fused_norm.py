@@ -21,6 +21,7 @@ class NormAct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, addend: Tensor | None, weight: Tensor, bias: Tensor, groups: int, epsilon: float, act: bool
     ) -> Tensor:
+        """The normalised x."""
         from sdpo_cli.api import norm_kernels as kernels
 
         x, out = x.contiguous(memory_format=LAST), torch.empty_like(x, memory_format=LAST)
@@ -42,6 +43,7 @@ class NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x."""
         from sdpo_cli.api import norm_kernels as kernels
 
         x, addend, weight, scale, shift, mean, deviation = ctx.saved_tensors
@@ -66,6 +68,7 @@ class Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+        """The sum."""
         from sdpo_cli.api import norm_kernels as kernels
 
         one, other = one.contiguous(memory_format=LAST), other.contiguous(memory_format=LAST)
@@ -75,6 +78,7 @@ class Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of `one` and `other`."""
         return grad, grad, None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdpo_cli.api.tensors import BaseModel
 from sdpo_cli.engine.rollout import Rollouts, denoise_rollouts, take
+from sdpo_cli.engine.setup import Setup
 from sdpo_cli.maths import gaussian_kl, step_mean
 
 LOGGED_PAIRS = 4
@@ -48,3 +49,18 @@ def kl_from_base(rollouts: Rollouts, actions: Sequence[int], prompts: int) -> fl
         at = rollouts.kernel.at(torch.full(x0.shape[:2], step, device=x0.device))
         divergences.append(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, reference, at), at.std))
     return float(torch.stack(divergences).mean())
+
+
+def compared_with_base(
+    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int
+) -> tuple[Rollouts, dict[str, float]]:
+    """The rollouts with what the loss needs of the base model, and how far the policy is from it.
+
+    Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
+    """
+    needed = setup.objective.plan.reference or setup.recipe.train.kl > 0
+    if not needed and setup.recipe.model.train == "full":
+        return rollouts, {}
+    logged = min(LOGGED_PAIRS, len(rollouts.draw))
+    compared = with_reference(setup.model, rollouts, actions, batch, prompts=None if needed else logged)
+    return compared if needed else rollouts, {"kl_base": kl_from_base(compared, actions, logged)}

@@ -40,7 +40,7 @@ from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
-from sdpo_cli.engine.reference import LOGGED_PAIRS, kl_from_base, with_reference
+from sdpo_cli.engine.reference import compared_with_base
 from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, joined_rollouts, roll_out_parts
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options, fresh_statistics
@@ -257,21 +257,6 @@ def run_epoch(
     metrics = epoch_metrics(progress, rollouts, scored, credited, plan, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress, micro_batch)
-
-
-def compared_with_base(
-    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int
-) -> tuple[Rollouts, dict[str, float]]:
-    """The rollouts with what the loss needs of the base model, and how far the policy is from it.
-
-    Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
-    """
-    needed = setup.objective.plan.reference or setup.recipe.train.kl > 0
-    if not needed and setup.recipe.model.train == "full":
-        return rollouts, {}
-    logged = min(LOGGED_PAIRS, len(rollouts.draw))
-    compared = with_reference(setup.model, rollouts, actions, batch, prompts=None if needed else logged)
-    return compared if needed else rollouts, {"kl_base": kl_from_base(compared, actions, logged)}
 
 
 def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:
