@@ -50,9 +50,9 @@ def test_its_options_are_shown(installed: Path) -> None:
         "brightness: reward, version 1, from sdpo-brightness 0.3.0",
         "mean of all pixels",
         "Source: this file",
-        " option   type        default   description",
-        " ──────────────────────────────────────────────────",
-        " gain     float > 0   1.0       Factor of the mean.",
+        "Options:",
+        "  gain: float > 0, default 1.0",
+        "      Factor of the mean.",
     ]
 
 
