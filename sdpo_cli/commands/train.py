@@ -9,7 +9,11 @@ import typer
 from sdpo_cli.commands.completion import complete_recipe
 
 if TYPE_CHECKING:
-    from sdpo_cli.engine.run import Trained
+    from collections.abc import Callable, Generator
+    from types import ModuleType
+
+    from sdpo_cli.engine.events import Event
+    from sdpo_cli.engine.run_request import Trained
 
 
 def train(
@@ -44,6 +48,7 @@ def train(
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.tables import print_report
     from sdpo_cli.engine.artifacts import latest_run
+    from sdpo_cli.engine.run_request import check_start, find_run, finished_run
     from sdpo_cli.errors import UsageError
     from sdpo_cli.registry import load_recipe
 
@@ -53,23 +58,47 @@ def train(
         raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
     if override and not resume:
         raise UsageError("nothing is gone on with", place="--override", remedy="add --resume, or leave it out")
-    resolved = load_recipe(recipe, settings or []) if recipe and not resume else None
-    from sdpo_cli.engine import run  # imports torch, which takes seconds
-
-    if resolved is None:
-        events = run.resume(run.find_run(Path(recipe) if recipe else out, latest_run()), settings or [], override or [])
+    settings, override = settings or [], override or []
+    if recipe and not resume:
+        resolved = load_recipe(recipe, settings)
+        check_start(resolved, out)
+        events = with_torch(lambda run: run.start(resolved, out))
     else:
-        events = run.start(resolved, out)
+        folder = find_run(Path(recipe) if recipe else out, latest_run())
+        if finished := finished_run(folder, settings, override):
+            print_finished(finished, quiet=quiet)
+            return
+        events = with_torch(lambda run: run.resume(folder, settings, override))
     trained = show(events, Console(stderr=True), quiet=quiet)
-    print_report(trained.evaluation.report)
+    print_report(trained.report)
     if not quiet:
         print_next(trained)
+
+
+def with_torch(begin: "Callable[[ModuleType], Generator[Event, None, Trained]]") -> "Generator[Event, None, Trained]":
+    """What `begin` makes of `sdpo_cli.engine.run`, which imports torch: that takes seconds, and is shown."""
+    from sdpo_cli.engine.events import StageStarted
+
+    yield StageStarted("load", 0, 0)
+    from sdpo_cli.engine import run
+
+    return (yield from begin(run))
+
+
+def print_finished(trained: "Trained", *, quiet: bool) -> None:
+    """What a run found that has nothing left to do, and how it would have."""
+    from sdpo_cli.commands.tables import print_report
+
+    if not quiet:
+        path = trained.folder.path
+        typer.echo(f"{path}: trained and evaluated already; train on with --set train.epochs=N", err=True)
+    print_report(trained.report)
 
 
 def print_next(trained: "Trained") -> None:
     """Where the pictures are, and what to try next."""
     folder = trained.folder.path
-    typer.echo(f"\nBefore and after: {trained.grid}")
+    typer.echo(f"\nBefore and after: {trained.folder.grid}")
     typer.echo("Try next:")
     typer.echo(f"  sdpo sample {quote(str(folder))} --prompt owl --prompt 'two cats' --count 4")
     typer.echo(f"  sdpo eval {quote(str(folder))} --steps 1,2,4 --images-per-prompt 4")

@@ -81,8 +81,18 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """The numbers before and after."""
+        """The numbers before and after; written last, so that a run that has it has ended."""
         return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        """The report for a browser."""
+        return self.path / "report.html"
+
+    @property
+    def grid(self) -> Path:
+        """The same prompts and seeds before and after."""
+        return self.path / "before-after.png"
 
 
 def is_run(path: Path) -> bool:

@@ -1,20 +1,20 @@
 """What may change in a run that is gone on with, what only by `--override`, and the record of it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.ema import AVERAGE
 from sdpo_cli.engine.files import read_json_lines, write_json_lines
 from sdpo_cli.engine.recipe_differences import HANDLING, Differences, differences
-from sdpo_cli.engine.setup import Setup, fresh_statistics
-from sdpo_cli.engine.snapshot import Snapshot
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError, one_line
 from sdpo_cli.recipe import Recipe, long_form
 
 WATCHED = {"eval.steps", "eval.every", "eval.images_per_prompt", "eval.rewards", "eval.prompts"}
 """The same where there is no guard, which compares all evaluations of the run."""
+
+SHAPE = {"model.train", "model.lora.rank", "model.lora.targets", "train.optimizer"}
+"""Fields that say which tensors a checkpoint has: another one's cannot be gone on with."""
 
 FIELDS = {
     "base model": "model",
@@ -94,7 +94,8 @@ def check_same_run(
 ) -> Resumption:
     """What of the recipe changes, options apart that the run was trained without.
 
-    RecipeError naming every field that differs and may not; UsageError where `overrides` names no field.
+    RecipeError naming every field that differs and may not, whatever is overridden where checkpoints would no longer
+    fit; UsageError where `overrides` names no field.
     """
     unknown = set(overrides) - {*by_path(long_form(written)), *by_path(long_form(wanted))}
     if unknown:
@@ -102,13 +103,18 @@ def check_same_run(
         raise UsageError("no field of a recipe", place=f"--override {min(unknown)}", remedy=remedy)
     changed = {path: pair for path, pair in recipe_changes(written, wanted).items() if path not in newer}
     faults = [
-        one_line(f"{old!r} cannot become {new!r} in a resumed run", f"{place}: {path}", f"--override {path} allows it")
+        one_line(f"{old!r} cannot become {new!r} in a resumed run", f"{place}: {path}", way_out(path))
         for path, (old, new) in changed.items()
-        if not allowed(path, overrides)
+        if path in SHAPE or not allowed(path, overrides)
     ]
     if faults:
         raise RecipeError(faults)
     return Resumption(overrides, changed)
+
+
+def way_out(path: str) -> str:
+    """The remedy where a field may not change."""
+    return "its checkpoints would not fit; start a new run" if path in SHAPE else f"--override {path} allows it"
 
 
 def by_path(tree: Mapping[str, Any], place: str = "") -> dict[str, Any]:
@@ -124,21 +130,6 @@ def by_path(tree: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 def allowed(path: str, overrides: Sequence[str]) -> bool:
     """Whether one of the overrides is the field, or holds it."""
     return any(path == one or path.startswith(f"{one}.") for one in overrides)
-
-
-def check_continues(snapshot: Snapshot, about: Mapping[str, str], overrides: Sequence[str] = ()) -> Differences:
-    """What the snapshot was not made with. ArtifactError naming all of it that no override allows.
-
-    What it does not know, as one of format 1 knows no version of the objective, is not compared.
-    """
-    changed = {what: (old, about.get(what)) for what, old in snapshot.about.items() if about.get(what) != old}
-    refused = {what: pair for what, pair in changed.items() if not allowed(field_of(what), overrides)}
-    if refused:
-        listed = ", ".join(f"another {what} ({old}, now {new or 'none'})" for what, (old, new) in refused.items())
-        fields = " ".join(f"--override {one}" for one in dict.fromkeys(map(field_of, refused)))
-        remedy = f"resume with what it was made with, or add {fields}"
-        raise ArtifactError(f"made with {listed}", place=snapshot.place, remedy=remedy)
-    return changed
 
 
 def field_of(what: str) -> str:
@@ -178,16 +169,3 @@ def recorded(folder: RunFolder) -> list[Change]:
         remedy = "put the file back as it was"
         raise ArtifactError("holds a line that is no change", place=str(folder.changes), remedy=remedy)
     return [Change(**row) for row in rows]
-
-
-def carried_over(snapshot: Snapshot, changes: Sequence[Change], setup: Setup) -> Snapshot:
-    """What of the snapshot is still true after the changes made to it.
-
-    Returns of another reward, objective or rollout are none of ours, and averages nobody carries on are of the past.
-    """
-    later = {change.what for change in changes if change.epoch >= snapshot.progress.epoch}
-    stale = any(field_of(what).split(".")[0] in ("reward", "objective", "rollout") for what in later)
-    averages = setup.recipe.train.ema_decay > 0
-    kept = {name: one for name, one in snapshot.optimizer.items() if averages or not name.endswith(f"/{AVERAGE}")}
-    statistics = fresh_statistics(setup) if stale else snapshot.statistics
-    return replace(snapshot, statistics=statistics, optimizer=kept)

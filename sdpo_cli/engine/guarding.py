@@ -1,20 +1,14 @@
 """The guard at work: what it reads of a run's evaluations, and what it writes down."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from torch.optim import Optimizer
-
 from sdpo_cli.engine.artifacts import RunFolder, read_epochs
-from sdpo_cli.engine.changes import carried_over, recorded
-from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint, verify
 from sdpo_cli.engine.events import Event, Note
 from sdpo_cli.engine.files import read_text, write_json_lines
-from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, label, lr_share, watched
+from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, label, watched
 from sdpo_cli.engine.records import EvaluationReport, from_json
-from sdpo_cli.engine.setup import Setup
-from sdpo_cli.engine.snapshot import Snapshot, restore_snapshot
 from sdpo_cli.errors import ArtifactError, TrainingError
 from sdpo_cli.recipe import GuardSection, Recipe, read_recipe, recipe_faults
 from sdpo_cli.registry import DIVERGENCE, DIVERSITY
@@ -100,51 +94,6 @@ def kept_epoch(folder: RunFolder, recipe: Recipe, epoch: int) -> int:
         return epoch
     last = found[-1]
     return last.best or (last.epoch if last.action == "stop" else epoch)
-
-
-def heeded(
-    folder: RunFolder, setup: Setup, optimizer: Optimizer, snapshot: Snapshot, judged: Judgement | None
-) -> Snapshot:
-    """What the next epoch starts from: the snapshot, or the kept epoch's where the guard has just said to go back.
-
-    The counters go on, so that no prompt or noise is drawn twice.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = setup.recipe.train.learning_rate * lr_share(setup.recipe.guard, judged)
-    if judged is None or judged.best is None or (judged.action, judged.epoch) != ("go back", snapshot.progress.epoch):
-        return snapshot
-    best = carried_over(read_kept(folder, judged.best), recorded(folder), setup)
-    restore_snapshot(best, setup.model, optimizer)
-    return replace(best, progress=snapshot.progress)
-
-
-def put_kept_on(folder: RunFolder, setup: Setup, optimizer: Optimizer, epoch: int) -> bool:
-    """Put the kept epoch's weights on the model, where it is not `epoch`, the last one trained; whether it is not."""
-    kept = kept_epoch(folder, setup.recipe, epoch)
-    if kept != epoch:
-        restore_snapshot(read_kept(folder, kept), setup.model, optimizer)
-    return kept != epoch
-
-
-def read_kept(folder: RunFolder, epoch: int) -> Snapshot:
-    """The checkpoint of the kept epoch. ArtifactError where it is gone or damaged."""
-    return read_checkpoint(kept_path(folder, epoch))
-
-
-def kept_path(folder: RunFolder, epoch: int) -> Path:
-    """Where the kept epoch's checkpoint is. ArtifactError where it is gone."""
-    path = checkpoint_path(folder.checkpoints, epoch)
-    if not path.is_dir():
-        remedy = "put it back, or the guard's rules as they were"
-        raise ArtifactError("the kept epoch's checkpoint is gone", place=str(path), remedy=remedy)
-    return path
-
-
-def check_kept_there(folder: RunFolder, recipe: Recipe, epoch: int) -> None:
-    """ArtifactError where a run cannot go on after `epoch`, for its kept epoch's checkpoint is gone or damaged."""
-    kept = kept_epoch(folder, recipe, epoch)
-    if kept != epoch:
-        verify(kept_path(folder, kept))
 
 
 def account(folder: RunFolder, recipe: Recipe) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,8 +12,6 @@ import torch
 from sdpo_cli.api.lora_file import read_lora
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import (
-    LATEST,
-    RUNS,
     RunFolder,
     check_out,
     claim_run_folder,
@@ -22,10 +20,10 @@ from sdpo_cli.engine.artifacts import (
     write_recipe,
 )
 from sdpo_cli.engine.board import Board
-from sdpo_cli.engine.changes import Resumption, by_path, check_said, check_same_run, newer_options, recorded
+from sdpo_cli.engine.changes import Resumption, recorded
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
 from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, StageStarted
-from sdpo_cli.engine.files import read_text, write_bytes, write_text
+from sdpo_cli.engine.files import read_text, write_bytes, write_text, writing
 from sdpo_cli.engine.grids import SHOWN, before_after, step_label
 from sdpo_cli.engine.guarding import account, check_kept, evaluation_path, is_due, kept_epoch
 from sdpo_cli.engine.images import picture_grid, png_bytes
@@ -33,28 +31,19 @@ from sdpo_cli.engine.locking import locked
 from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import ModelCard, Picture, ReportPage, draw_curves, render_model_card, render_report
 from sdpo_cli.engine.rollout import encode_distinct
+from sdpo_cli.engine.run_request import Trained, check_start, read_resumption
 from sdpo_cli.engine.sampling import sample_pictures
 from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_setup
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import StoppedError, UsageError
-from sdpo_cli.recipe import dump_recipe, read_recipe
-from sdpo_cli.registry import ResolvedRecipe, load_recipe
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run: its folder, what the evaluation found, and the before/after grid."""
-
-    folder: RunFolder
-    evaluation: Evaluation
-    grid: Path
+from sdpo_cli.errors import StoppedError
+from sdpo_cli.recipe import dump_recipe
+from sdpo_cli.registry import ResolvedRecipe
 
 
 def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, Trained]:
     """A new run. Nothing is written before everything is loaded."""
-    name = resolved.recipe.name or "run"
-    check_out(out, name)
+    name = check_start(resolved, out)
     begun = adapter_options(resolved.recipe.model, resolved.recipe.seed).start
     if begun:
         read_lora(begun)
@@ -70,18 +59,9 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
 def resume(
     folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()
 ) -> Generator[Event, None, Trained]:
-    """Go on with the run in `folder`, its recipe changed by `settings`.
-
-    RecipeError where one changes what was trained by, and is not in a field that `overrides` names, or where a plug-in
-    has an option now that it had not.
-    """
-    place = str(folder.recipe)
+    """Go on with the run in `folder`, its recipe changed by `settings`. Errors as of `read_resumption`."""
     with locked(folder.path):
-        written, resolved = load_recipe(folder.recipe), load_recipe(folder.recipe, settings)
-        newer = newer_options(read_recipe(folder.recipe).raw, written.recipe)
-        said = by_path(read_recipe(folder.recipe, settings).raw)
-        check_said({path: value for path, value in newer.items() if path not in said}, place)
-        resumption = check_same_run(written.recipe, resolved.recipe, place, overrides, newer)
+        resolved, resumption = read_resumption(folder, settings, overrides)
         yield StageStarted("load", 0, 0)
         return (yield from carry_out(load_setup(resolved), folder, resumption))
 
@@ -107,6 +87,7 @@ def whole_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Gen
     with closing(train(setup, folder, resume)) as events:
         for event in events:
             if isinstance(event, Resumed):
+                forget_report(folder)
                 write_recipe(folder, dump_recipe(setup.recipe))
             yield event
             board = board or Board(folder.tensorboard, written_metrics(folder, event))
@@ -116,6 +97,12 @@ def whole_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Gen
             if isinstance(event, EpochDone | Resumed) and event.epoch:
                 evaluation = (yield from keep_records(setup, folder, event.epoch, evaluation)) or evaluation
     return (yield from conclude(setup, folder, evaluation))
+
+
+def forget_report(folder: RunFolder) -> None:
+    """Remove the report: it stands for a run that has ended, and is of another state than the one to come."""
+    with writing(folder.evaluation):
+        folder.evaluation.unlink(missing_ok=True)
 
 
 def written_metrics(folder: RunFolder, event: Event) -> list[dict[str, Any]]:
@@ -166,13 +153,12 @@ def evaluate_run(
 
 
 def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> Generator[Event, None, Trained]:
-    """Evaluate, where that has not just been done; write the report, the before/after grid and the model card."""
+    """Evaluate, where that has not just been done; write grid, curves, page, model card and, last, the report."""
     kept = kept_epoch(folder, setup.recipe, setup.recipe.train.epochs)
     if evaluation is None or evaluation.epoch != kept:
         evaluation = yield from evaluate_run(setup, folder, kept, evaluation)
-    grid = folder.path / "before-after.png"
-    write_bytes(grid, png_bytes(before_after(evaluation, [prompt.text for prompt in setup.eval_prompts[:SHOWN]])))
-    write_text(folder.evaluation, to_json(evaluation.report))
+    shown = [prompt.text for prompt in setup.eval_prompts[:SHOWN]]
+    write_bytes(folder.grid, png_bytes(before_after(evaluation, shown)))
     metrics = read_epochs(folder.metrics, "images")
     write_bytes(folder.path / "curves.png", draw_curves(metrics))
     name, recipe = setup.recipe.name or folder.path.name, read_text(folder.recipe)
@@ -180,21 +166,22 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
         title=name,
         report=evaluation.report,
         metrics=metrics,
-        pictures=[Picture(grid.read_bytes(), "The same prompts and seeds, before and after training.")],
+        pictures=[Picture(folder.grid.read_bytes(), "The same prompts and seeds, before and after training.")],
         recipe=recipe,
         versions=library_versions(),
         guard=account(folder, setup.recipe),
         changes=list(map(str, recorded(folder))),
     )
-    write_text(folder.path / "report.html", render_report(page))
+    write_text(folder.page, render_report(page))
     adapter = write_card(setup, folder, page)
-    yield FileWritten(grid, "the same prompts and seeds before and after")
-    yield FileWritten(folder.path / "report.html", "the report, for a browser")
+    write_text(folder.evaluation, to_json(evaluation.report))
+    yield FileWritten(folder.grid, "the same prompts and seeds before and after")
+    yield FileWritten(folder.page, "the report, for a browser")
     yield FileWritten(folder.adapter, adapter.what)
     if page.guard:
         yield Note(page.guard[-1])
     check_kept(folder, setup.recipe)
-    return Trained(folder, evaluation, grid)
+    return Trained(folder, evaluation.report)
 
 
 def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFiles:
@@ -217,17 +204,3 @@ def write_card(setup: Setup, folder: RunFolder, page: ReportPage) -> AdapterFile
     )
     write_text(folder.adapter / "README.md", render_model_card(card))
     return adapter
-
-
-def find_run(named: Path | None, latest: Path | None) -> RunFolder:
-    """The run to resume: the one named, else the latest. UsageError where there is none.
-
-    `runs/latest` is called by its own name: the link may point elsewhere before the run ends.
-    """
-    path = latest if named in (None, RUNS / LATEST) else named
-    if path is None:
-        raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder")
-    folder = RunFolder(path)
-    if not folder.recipe.is_file():
-        raise UsageError("holds no run", place=str(path), remedy="name a folder that `sdpo train` wrote")
-    return folder

@@ -11,7 +11,6 @@ from sdpo_cli.engine.rollout import take
 from sdpo_cli.maths import Kernel, kernel_for, step_mean
 
 
-@torch.compiler.set_stance("force_eager")
 @torch.no_grad()
 def sample_pictures(
     model: BaseModel,
@@ -29,9 +28,10 @@ def sample_pictures(
     """
     kernel = kernel_for(model.schedule(steps), sampler.transition, sampler.eta).to(model.device)
     pictures = []
-    for rows in torch.arange(len(seeds), device=model.device).split(batch):
-        latents = sample_latents(model, kernel, take(conditioning, rows), [seeds[row] for row in rows.tolist()])
-        pictures.append(model.decode(latents).cpu())
+    with torch.compiler.set_stance("force_eager"):  # as a decorator it would load torch's compiler with this module
+        for rows in torch.arange(len(seeds), device=model.device).split(batch):
+            latents = sample_latents(model, kernel, take(conditioning, rows), [seeds[row] for row in rows.tolist()])
+            pictures.append(model.decode(latents).cpu())
     return torch.cat(pictures)
 
 

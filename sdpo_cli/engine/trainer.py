@@ -15,14 +15,13 @@ from sdpo_cli.engine.changes import (
     Change,
     Resumption,
     by_path,
-    carried_over,
     changes_of,
-    check_continues,
     record,
     recorded,
 )
 from sdpo_cli.engine.checkpoint import checkpoint_path, newest_snapshot, write_checkpoint
 from sdpo_cli.engine.clock import Clock
+from sdpo_cli.engine.continuing import carried_over, check_continues
 from sdpo_cli.engine.credit import (
     Asked,
     KeyRewards,
@@ -35,7 +34,8 @@ from sdpo_cli.engine.ema import averaged, exchange, follow
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.faults import keeping_batches
 from sdpo_cli.engine.files import writing
-from sdpo_cli.engine.guarding import check_kept_there, forget_evaluations, heeded, kept_epoch, put_kept_on, watch
+from sdpo_cli.engine.guarding import forget_evaluations, kept_epoch, watch
+from sdpo_cli.engine.kept_weights import check_kept_there, heeded, put_kept_on
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer

@@ -99,7 +99,9 @@ AT_ONCE = [
     ["sample", "--prompt", "cat", "--out", "."], ["eval", "runs/gone"], ["eval", "--steps", "x"], ["export", "gone"],
     ["score", "gone.png", "--reward", "colorfulness"], ["bench", "gone"], ["serve-reward", "gone"],
     ["compare", "gone"], ["compare", "small.yaml", "--objectives", "gone"], ["compare", "small.yaml", "--budget", "x"],
-    ["compare", "small.yaml", "--holding", "gone=1"],
+    ["compare", "small.yaml", "--holding", "gone=1"], ["train", "--resume"], ["train", "--resume", "gone"],
+    ["train", "--resume", "--out", "empty"], ["train", "small.yaml", "--out", "unfinished"],
+    ["train", "unfinished", "--resume", "--set", "seed=7"],
 ]  # fmt: skip
 
 

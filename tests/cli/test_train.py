@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.run_request import finished_run
 from sdpo_cli.main import main
 
 
@@ -111,6 +114,24 @@ def test_an_overridden_field_is_recorded_and_shown_wherever_the_run_is(workplace
     assert f"Not one unbroken run of the recipe below:\n\n- {line}\n" in (run / "adapter" / "README.md").read_text()
     assert main(["export", "--format", "diffusers", "--out", "exported"]) == 0
     assert line in (workplace / "exported" / "README.md").read_text()
+
+
+def test_a_finished_run_is_shown_again_and_rebuilt_only_where_something_of_it_is_gone(workplace, trained, capsys):
+    run = shutil.copytree(trained / "runs" / "small", workplace / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    resume = ["train", "--resume", "run", "--set", "train.epochs=2"]
+    program = "import sys; from sdpo_cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program, *resume], capture_output=True, text=True)
+    assert shown.stderr == "run: trained and evaluated already; train on with --set train.epochs=N\n"
+    assert re.search(r"colorfulness +│ +1 │", shown.stdout)
+    assert shown.stdout.endswith("False\n"), "torch was loaded"
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert finished_run(RunFolder(run), ["eval.steps=[1]"]) is None, "another evaluation is another result"
+    results = json.loads((run / "report.json").read_text())["results"]
+    (run / "report.html").unlink()
+    assert main([*resume, "--quiet"]) == 0
+    assert (run / "report.html").is_file()
+    assert json.loads((run / "report.json").read_text())["results"] == results
 
 
 REFUSED = {

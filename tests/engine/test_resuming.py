@@ -113,6 +113,22 @@ def test_nothing_is_changed_in_a_run_that_has_no_epoch_left(checkpoint, tmp_path
     assert not run.changes.exists()
 
 
+def test_another_shape_of_the_adapter_or_its_optimiser_is_no_change_that_can_be_overridden(checkpoint):
+    before = tiny.setup(checkpoint, epochs=1).recipe
+    model = before.model.model_copy(update={"lora": before.model.lora.model_copy(update={"rank": 4})})
+    train_section = before.train.model_copy(update={"optimizer": "adamw8bit", "learning_rate": 1e-4})
+    after = before.model_copy(update={"model": model, "train": train_section})
+    with pytest.raises(RecipeError) as fault:
+        check_same_run(before, after, "r.yaml", ["model", "train"])
+    assert fault.value.faults == [
+        f"r.yaml: {what} in a resumed run; its checkpoints would not fit; start a new run"
+        for what in (
+            "model.lora.rank: None cannot become 4",
+            "train.optimizer: 'adamw' cannot become 'adamw8bit'",
+        )
+    ]
+
+
 def test_averages_that_nobody_carries_on_are_dropped_and_new_ones_begin(checkpoint, tmp_path):
     run, plain = folder(tmp_path), tiny.setup(checkpoint, epochs=1)
     list(train(changed(plain, ema_decay=0.5)[0], run, resume=None))
