@@ -1,6 +1,6 @@
 """Shows what an engine function reports: one live display on a terminal, plain lines elsewhere, nothing when quiet."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -68,12 +68,14 @@ def show_live(events: Iterable[Event], console: Console) -> None:
 
 
 def show_plain(events: Iterable[Event], console: Console) -> None:
-    """One line an epoch, note, file, or stage that has something to add."""
+    """One line an epoch, note, file, or stage that has something to add; of the first epoch, one for every stage."""
     progress = Progress()
     for event in events:
         progress = advance(progress, event)
         if isinstance(event, EpochDone):
             line = epoch_line(progress)
+        elif isinstance(event, StageStarted) and event.epoch and not progress.done:
+            line = f"{heading(progress)}: {progress.stage}"
         elif isinstance(event, StageStarted) and event.detail:
             line = progress.stage
         else:
@@ -99,6 +101,8 @@ def advance(progress: Progress, event: Event) -> Progress:
     match event:
         case StageStarted(stage, epoch, epochs, detail):
             said = f"{stage}: {detail}" if detail else stage
+            if stage == "load":  # a run begins; a comparison has several
+                return Progress(said, epoch, epochs)
             return replace(progress, stage=said, epoch=epoch or progress.epoch, epochs=epochs or progress.epochs)
         case EpochDone(epoch, epochs):
             return replace(progress, epoch=epoch, epochs=epochs, done=(*progress.done, event))
@@ -122,17 +126,20 @@ def frame(progress: Progress, *, ascii_only: bool = False) -> RenderableType:
 
 
 def pace(progress: Progress) -> str:
-    """Speed of the last epoch, and the time left while there is any."""
-    left = seconds_left(progress)
-    return f"{speed(progress.done[-1])}, {duration(left)} left" if left else speed(progress.done[-1])
+    """Speed of the last epoch, and the time left while there are epochs to come; the evaluation is not counted."""
+    left, done = seconds_left(progress), progress.done[-1]
+    return f"{speed(done)} images/s, {duration(left)} left, then evaluation" if left else f"{speed(done)} images/s"
 
 
 def reward_lines(done: tuple[EpochDone, ...], *, ascii_only: bool) -> list[Text]:
-    """Reward at the first and at the last step: its latest value, its change since the first, and its course."""
+    """Reward at the first and at the last step: its latest value, its change since the first, and its course.
+
+    The last alone where no other one earns a reward.
+    """
+    first, last = ([one.metrics[key] for one in done if key in one.metrics] for key in ("reward_first", "reward_last"))
     lines = []
-    for key, label in (("reward_first", "reward at first step"), ("reward_last", "reward at last step ")):
-        values = [epoch.metrics[key] for epoch in done if key in epoch.metrics]
-        if values:
+    for label, values in (("reward at first step", first), ("reward at last step ", last)):
+        if values and (values is last or values != last):
             course = "" if ascii_only else sparkline(values, SPARKLINE_WIDTH)
             line = f"{label} {values[-1]:8.4f} {values[-1] - values[0]:+9.4f}  {course}"
             lines.append(Text(line.rstrip(), no_wrap=True))
@@ -152,26 +159,20 @@ def epochs_behind(progress: Progress) -> int:
 
 
 def epoch_line(progress: Progress) -> str:
-    """One line of fixed width for the epoch that has just ended."""
-    done = progress.done[-1]
-    digits = len(str(done.epochs))
-    first, last = number(done.metrics, "reward_first"), number(done.metrics, "reward_last")
-    return (
-        f"epoch {done.epoch:>{digits}}/{done.epochs}  images {done.metrics.get('images', 0):>7.0f}  "
-        f"reward first {first} last {last}  {speed(done):>14}  {duration(seconds_left(progress)):>9} left"
-    )
-
-
-def number(metrics: Mapping[str, float], key: str) -> str:
-    """A metric in nine columns; a dash where it was not measured."""
-    return f"{metrics[key]:9.4f}" if key in metrics else f"{'-':>9}"
+    """One line of fixed width for the epoch that has just ended: with up to 9999 epochs it fits 80 columns."""
+    done, left = progress.done[-1], seconds_left(progress)
+    place = f"epoch {done.epoch:>{len(str(done.epochs))}}/{done.epochs}"
+    images, pace = f"{done.metrics.get('images', 0):>7.0f} images", f"{speed(done)}/s"
+    reward = f"{done.metrics['reward_last']:9.4f}" if "reward_last" in done.metrics else f"{'-':>9}"
+    rest = f"{duration(left)} left + eval" if left else "then eval"
+    return f"{place}  {images}  {pace:>7}  reward {reward}  {rest:>19}"
 
 
 def speed(done: EpochDone) -> str:
     """Images per second over the whole epoch."""
     seconds = sum(done.seconds.values())
     images = done.metrics.get("images", 0) / done.epoch
-    return f"{images / seconds:.1f} images/s" if seconds else ""
+    return f"{images / seconds:.1f}" if seconds else "-"
 
 
 def seconds_left(progress: Progress) -> float:

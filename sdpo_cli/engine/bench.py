@@ -101,7 +101,7 @@ def bench_once(resolved: ResolvedRecipe, *, epochs: int, random_weights: bool) -
         resolved, absent = with_random_weights(resolved)
         if absent:
             yield Note(f"brightness stands in for {', '.join(absent)}, which would have to be downloaded")
-    setup = load_setup(replace(resolved, eval_rewards=(), eval_prompts=None))
+    setup = yield from load_setup(replace(resolved, eval_rewards=(), eval_prompts=None))
     setup.model.add_adapter(adapter_options(setup.recipe.model, setup.recipe.seed))
     optimizer = make_optimizer(setup.recipe.train, setup.model.trainable().values())
     run = Run(setup, RunFolder(Path()), optimizer)

@@ -13,7 +13,7 @@ from sdpo_cli.engine.grids import SHOWN, before_after
 from sdpo_cli.engine.images import png_bytes
 from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import Picture, ReportPage, render_report
-from sdpo_cli.engine.setup import load_model, load_prompts, load_rewards, pick_device
+from sdpo_cli.engine.setup import listed, load_model, load_prompts, load_rewards, pick_device
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import UsageError
 from sdpo_cli.recipe import EvalSection, dump_recipe
@@ -40,9 +40,11 @@ def evaluate_source(source: Source, request: Request, folder: Path) -> Generator
     context = LoadContext(device=str(pick_device(request.device)))
     resolved = load_recipe(source.recipe) if source.recipe else None
     timeout = resolved.recipe.train.reward_timeout if resolved else REWARD_TIMEOUT
-    rewards = load_rewards(distinct_rewards(rewards_of(source, resolved, request)), {}, context, timeout)
+    named = distinct_rewards(rewards_of(source, resolved, request))
     prompts = load_prompts(prompts_of(resolved, request), context)
-    yield StageStarted("load", 0, 0)
+    yield StageStarted("load", 0, 0, listed("reward", list(named)))
+    rewards = load_rewards(named, {}, context, timeout)
+    yield StageStarted("load", 0, 0, f"model {source.name}")
     model = load_model(source, request.device)
     section = resolved.recipe.eval if resolved else EvalSection()
     plan = Plan(

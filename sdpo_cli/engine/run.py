@@ -48,7 +48,7 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
     if begun:
         read_lora(begun)
     yield StageStarted("load", 0, 0)
-    setup = load_setup(resolved)
+    setup = yield from load_setup(resolved)
     folder = claim_run_folder(out, name)
     with locked(folder.path):
         check_out(out, name)  # somebody may have been faster
@@ -63,7 +63,8 @@ def resume(
     with locked(folder.path):
         resolved, resumption = read_resumption(folder, settings, overrides)
         yield StageStarted("load", 0, 0)
-        return (yield from carry_out(load_setup(resolved), folder, resumption))
+        setup = yield from load_setup(resolved)
+        return (yield from carry_out(setup, folder, resumption))
 
 
 def carry_out(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, Trained]:

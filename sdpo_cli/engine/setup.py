@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
 from sdpo_cli.engine.artifacts import adapter_place
 from sdpo_cli.engine.credit import first_rewarded_step
 from sdpo_cli.engine.evaluate import Plan
+from sdpo_cli.engine.events import Event, StageStarted
 from sdpo_cli.engine.number_formats import check_dtype
 from sdpo_cli.engine.optimizer import check_optimizer
 from sdpo_cli.engine.scoring import LoadedReward, full_version
@@ -73,8 +74,8 @@ class Setup:
         }
 
 
-def load_setup(resolved: ResolvedRecipe) -> Setup:
-    """Load what the recipe names. SdpoError, with the recipe's place, at the first that fails."""
+def load_setup(resolved: ResolvedRecipe) -> Generator[Event, None, Setup]:
+    """Load what the recipe names, and say what takes time. SdpoError, with the recipe's place, at the first fault."""
     recipe = resolved.recipe
     check_optimizer(recipe.train)
     device = pick_device(recipe.train.device)
@@ -86,10 +87,12 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     objective = resolved.objective.load(context)
     check_steps(objective, recipe.rollout.steps, resolved.place)
     named = distinct_rewards([*resolved.rewards, *resolved.eval_rewards])
+    yield StageStarted("load", 0, 0, listed("reward", list(named)))
     loaded = load_rewards(
         named, {choice.name: choice for choice in recipe.reward}, context, recipe.train.reward_timeout
     )
     rewards, eval_rewards = loaded[: len(resolved.rewards)], loaded[len(resolved.rewards) :]
+    yield StageStarted("load", 0, 0, f"model {recipe.model.name}")
     model = resolved.model.load(context)
     schedule = with_floor(model.schedule(recipe.rollout.steps))
     kernel = kernel_for(schedule, recipe.rollout.transition, recipe.rollout.eta).to(model.device)
@@ -103,6 +106,11 @@ def load_setup(resolved: ResolvedRecipe) -> Setup:
     return Setup(
         recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch, versions
     )
+
+
+def listed(what: str, names: Sequence[str]) -> str:
+    """`reward a`, `rewards a, b`."""
+    return f"{what}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def fresh_statistics(setup: Setup) -> StepStatistics:

@@ -228,7 +228,8 @@ def run_epoch(
     """One epoch; nothing of it is kept anywhere unless it ends."""
     setup, recipe, plan, clock = run.setup, run.setup.recipe, run.setup.objective.plan, Clock()
 
-    yield StageStarted("rollout", epoch, recipe.train.epochs)
+    first = "compiling on the way, which takes minutes" if check_ratio and recipe.model.compile else ""
+    yield StageStarted("rollout", epoch, recipe.train.epochs, first)
     with Scorer(setup.rewards) as scorer:
         with clock.stage("rollout"):
             roll = partial(roll_out_and_ask, setup, scorer, draw_epoch(run, epoch))

@@ -58,29 +58,45 @@ class TestLogFile:
         display.show(run(), console)
         assert text(console).splitlines() == [
             "2 threads [cpu], no accelerator",
-            "epoch 1/3  images      64  reward first    0.2500 last    0.7500    8.0 images/s        16s left",
-            "epoch 2/3  images     128  reward first    0.2500 last    1.0000    8.0 images/s         8s left",
-            "epoch 3/3  images     192  reward first    0.2500 last    1.2500    8.0 images/s         0s left",
+            "epoch 1/3: rollout",
+            "epoch 1/3: update",
+            "epoch 1/3       64 images    8.0/s  reward    0.7500      16s left + eval",
+            "epoch 2/3      128 images    8.0/s  reward    1.0000       8s left + eval",
+            "epoch 3/3      192 images    8.0/s  reward    1.2500            then eval",
             "evaluate: tuned model, 4 steps",
             "adapter: runs/x/adapter",
         ]
 
     def test_lines_keep_their_width_and_are_never_folded(self):
         console = log_file(width=20)
-        display.show(of(*(epoch(n, 100, first=-9.5 * n, seconds=0.1 * 9**n) for n in (1, 2, 5))), console)
-        assert len({len(line) for line in text(console).splitlines()}) == 1
-        assert len(text(console).splitlines()) == 3
+        display.show(of(*(epoch(n, 2000, last=-0.1 * n, seconds=0.7 * n) for n in (1, 60, 2000))), console)
+        lines = text(console).splitlines()
+        assert len(lines) == 3
+        assert {len(line) for line in lines} == {79}
 
     def test_a_resumed_run_counts_on_from_where_it_was(self):
         console = log_file()
         display.show(of(epoch(9, 10, seconds=4.0)), console)
-        assert text(console).startswith("epoch  9/10  images     576 ")
-        assert text(console).endswith("16.0 images/s         4s left\n")
+        assert text(console) == "epoch  9/10      576 images   16.0/s  reward    0.5000       4s left + eval\n"
+
+    def test_each_run_of_a_comparison_begins_anew(self):
+        console = log_file()
+        load = StageStarted("load", 0, 0, "model tiny")
+        display.show(of(load, epoch(1, 2, seconds=90), load, StageStarted("rollout", 1, 2), epoch(1, 2)), console)
+        assert text(console).splitlines()[2:] == [
+            "load: model tiny",
+            "epoch 1/2: rollout",
+            "epoch 1/2       64 images    8.0/s  reward    0.5000       8s left + eval",
+        ]
 
     def test_what_was_not_measured_is_a_dash(self):
         console = log_file()
         display.show(of(EpochDone(1, 1, {"images": 4.0, "reward_last": 1.0})), console)
-        assert "first         - last    1.0000 " in text(console)
+        display.show(of(EpochDone(1, 1, {"images": 4.0}, {"rollout": 2.0})), console)
+        assert text(console).splitlines() == [
+            "epoch 1/1        4 images      -/s  reward    1.0000            then eval",
+            "epoch 1/1        4 images    2.0/s  reward         -            then eval",
+        ]
 
     def test_a_dumb_terminal_gets_the_same_lines(self):
         dumb, plain = terminal(width=200, term="dumb"), log_file()
@@ -101,6 +117,12 @@ class TestTerminal:
             "reward at last step    1.2500   +0.5000  ▁▅█",
         ]
         assert text(console).endswith("\x1b[?25h")
+
+    def test_one_line_where_the_last_step_alone_earns_a_reward_and_what_comes_after_the_epochs(self):
+        console = terminal()
+        display.show(of(StageStarted("update", 1, 2), epoch(1, 2, first=0.5)), console)
+        lines = [line.rstrip() for line in screen(text(console)).replace("\x1b[?25h", "").splitlines()]
+        assert lines[1:] == ["8.0 images/s, 8s left, then evaluation", "reward at last step    0.5000   +0.0000  ▁"]
 
     def test_notes_and_files_stay_above_it(self):
         console = terminal()

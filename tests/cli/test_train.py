@@ -54,7 +54,9 @@ def test_the_report_compares_the_same_pictures_before_and_after(trained):
 def test_plain_lines_when_stderr_is_no_terminal_and_a_table_on_stdout(workplace, capfd):
     assert main(["train", "small.yaml", "--set", "train.epochs=1"]) == 0
     out, err = capfd.readouterr()
-    assert re.search(r"epoch 1/1 +images +4 +reward first +[\d.]+ last +[\d.]+", err)
+    beginning = ["load: rewards colorfulness, emoji-clip", "load: model emoji-turbo", "epoch 1/1: rollout"]
+    assert err.splitlines()[:3] == beginning
+    assert re.search(r"\nepoch 1/1 +4 images +[\d.]+/s  reward +[\d.]+ +then eval\n", err)
     assert "torchvision" not in err
     assert re.search(r"colorfulness +│ +1 │", out)
     assert "Before and after: runs/small/before-after.png" in out
