@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.finetune import Finetune, finetuned_weights
 from sdpo_cli.api.lora import LoraAdapter, fresh_lora, load_lora
 from sdpo_cli.api.tensors import AdapterOptions
@@ -73,3 +74,4 @@ class Adaptable:
             self.adapter.merge()
             self.adapter = None
         (self.denoiser if denoiser_only else self.pipeline).save_pretrained(folder, safe_serialization=True)
+        open_to_readers(folder)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.lora import cannot_write
 from sdpo_cli.errors import ArtifactError, first_line
 
@@ -61,6 +62,7 @@ class Finetune:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             self.denoiser.save_pretrained(partial, safe_serialization=True, max_shard_size=ONE_FILE)
+            open_to_readers(partial)
             for file in sorted(partial.iterdir()):
                 file.replace(folder / file.name)
         except (OSError, SafetensorError) as error:

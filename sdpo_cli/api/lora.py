@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.lora_file import (
     WEIGHTS,
     Lora,
@@ -117,6 +118,7 @@ class LoraAdapter:
                     f"{self.component}_lora_adapter_metadata": lora_metadata(self.denoiser),
                 },
             )
+            open_to_readers(folder / partial)
             (folder / partial).replace(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise cannot_write(folder, error) from error

@@ -112,6 +112,6 @@ def peaks(result: "BenchResult") -> str:
 
 
 def spread(seconds: "list[float] | tuple[float, ...]") -> str:
-    """`2.31 ± 0.04`: the mean, and half the way from the shortest to the longest."""
-    half = (max(seconds) - min(seconds)) / 2
-    return f"{sum(seconds) / len(seconds):.3f} ± {half:.3f}"
+    """`2.310 ± 0.040`: the mean, and of several half the way from the shortest to the longest."""
+    mean, half = sum(seconds) / len(seconds), (max(seconds) - min(seconds)) / 2
+    return f"{mean:.3f} ± {half:.3f}" if len(seconds) > 1 else f"{mean:.3f}"

@@ -114,9 +114,10 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
     yield StageStarted("rollout", 0, 0, "first epoch")
     first, end = timed(run, 1, setup.micro_batch)
     graphs = counters["stats"]["unique_graphs"]
-    yield StageStarted("rollout", 0, 0, f"{epochs} epochs as in training")
+    several = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+    yield StageStarted("rollout", 0, 0, f"{several} as in training")
     whole = [timed(run, 2 + number, end.micro_batch)[0] for number in range(epochs)]
-    yield StageStarted("rollout", 0, 0, f"{epochs} epochs stage by stage")
+    yield StageStarted("rollout", 0, 0, f"{several} stage by stage")
     watches = [Watch(device) for _ in range(epochs)]
     staged = [staged_epoch(run, 2 + epochs + n, end.micro_batch, watch) for n, watch in enumerate(watches)][-1]
     new_graphs = counters["stats"]["unique_graphs"] - graphs

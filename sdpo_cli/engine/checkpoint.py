@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.snapshot import Progress, Snapshot
 from sdpo_cli.errors import ArtifactError
@@ -58,6 +59,7 @@ def _write_parts(folder: Path, snapshot: Snapshot) -> None:
     returns = {f"{place:06d}": snapshot.statistics.returns[prompt] for place, prompt in enumerate(prompts)}
     for name, tensors in zip(TENSORS, (snapshot.weights, snapshot.optimizer, returns), strict=True):
         save_file({key: one.contiguous() for key, one in tensors.items()}, folder / f"{name}.safetensors")
+    open_to_readers(folder)
     state = {
         "format": FORMAT,
         "about": dict(snapshot.about),

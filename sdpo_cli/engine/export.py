@@ -9,6 +9,7 @@ from typing import Literal
 
 from safetensors.torch import save_file
 
+from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.finetune import WEIGHTS as FULL_WEIGHTS
 from sdpo_cli.api.lora_file import WEIGHTS, from_diffusers, kohya_tensors, read_lora
 from sdpo_cli.api.tensors import Mergeable
@@ -128,6 +129,7 @@ def write_kohya(files: AdapterFiles, path: Path) -> None:
     lora = read_lora(files.folder)
     tensors = kohya_tensors(from_diffusers(lora.tensors, lora.config, files.component), files.component)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
+    open_to_readers(path)
 
 
 def kohya_name(adapter: Adapter) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.engine.credit import NonFiniteRolloutError, PlacedRequest
 from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.images import as_picture, png_bytes
@@ -100,6 +101,7 @@ def keep_states(
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {name: one[:, chosen].detach().cpu().contiguous() for name, one in tensors.items()}
         save_file(kept, path.with_suffix(".safetensors"))
+        open_to_readers(path.with_suffix(".safetensors"))
     entries = [{**described(rollouts, pair), "finite": sound[pair]} for pair in chosen]
     write_json(path, fault, steps=list(steps), pairs=entries, left_out=len(pairs) - len(chosen))
 

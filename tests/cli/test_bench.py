@@ -16,6 +16,7 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.models.random_weights import random_model, random_parts
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.models.stable_diffusion_xl import StableDiffusionXL
+from sdpo_cli.commands.bench import spread
 from sdpo_cli.engine import bench as engine_bench
 from sdpo_cli.engine.bench import with_random_weights
 from sdpo_cli.engine.bench_record import STAGES, check_comparable, middle, read_result
@@ -49,6 +50,10 @@ def test_a_result_has_every_stage_and_its_rates(measured):
     assert (result["pairs"], result["images"], result["new_graphs"]) == (2, 4, 0)
     assert {name for name, stage in result["stages"].items() if stage["utilisation"]} == {"rollout", "decode", "update"}
     assert not (measured / "runs").exists()
+
+
+def test_the_spread_of_one_measurement_is_unknown():
+    assert (spread([1.25]), spread([1.0, 1.5])) == ("1.250", "1.250 ± 0.250")
 
 
 def test_compares_with_an_earlier_result_and_several_with_each_other(measured, monkeypatch, capsys):

@@ -22,6 +22,11 @@ def at(trained, tmp_path, monkeypatch):
     return trained.joinpath(*RUN)
 
 
+def modes(folder) -> set[int]:
+    """Of all files under a folder."""
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
 def drawn(run, folder) -> np.ndarray:
     arguments = ["sample", str(run), "--prompt", "cat", "--steps", "2", "--count", "1", "--seed", "3"]
     assert main([*arguments, "--out", str(folder), "--quiet"]) == 0
@@ -62,6 +67,7 @@ def test_the_code_of_the_card_draws_what_sdpo_sample_draws(at, tmp_path, capsys,
     assert main(["export", str(at), *options, "--out", "out", "--quiet"]) == 0
     assert capsys.readouterr().out == "out\n"
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert len(modes(tmp_path / "out") | modes(at)) == 1, "safetensors leaves its files to their owner"
     card = (tmp_path / "out" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     difference = np.abs(run_card(code, tmp_path / "out") - drawn(at, tmp_path / "ours"))
@@ -116,6 +122,7 @@ def test_a_run_of_all_weights_is_sampled_evaluated_and_exported(workplace, capsy
     for form, kind in (("merged", DiffusionPipeline), ("diffusers", UNet2DConditionModel)):
         assert main(["export", "run", "--format", form, "--out", form, "--quiet"]) == 0
         kind.from_pretrained(workplace / form)
+    assert len(modes(workplace / "run") | modes(workplace / "merged")) == 1
     capsys.readouterr()
     assert main(["export", "run", "--format", "kohya", "--quiet"]) == 2
     assert capsys.readouterr().err == (
