@@ -40,7 +40,7 @@ class RecipeError(SdpoError):
 
 
 class PluginError(SdpoError):
-    """A plug-in is not installed, broken, in conflict, or broke its contract."""
+    """A plug-in is broken, or broke its contract."""
 
     exit_code = 3
 

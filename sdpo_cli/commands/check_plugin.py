@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,7 +67,7 @@ def check(
 
 
 def named(name: str) -> list[Plugin]:
-    """Every plug-in of that name, of whatever kind. PluginError where there is none."""
+    """Every plug-in of that name, of whatever kind. UsageError where there is none."""
     from sdpo_cli.api import Spec
     from sdpo_cli.registry import load_registry
 
@@ -76,7 +76,10 @@ def named(name: str) -> list[Plugin]:
 
 
 def verdicts(plugin: Plugin, options: Mapping[str, Any], online: bool) -> Iterable[Verdict]:
-    """The verdict on every law of one plug-in. PluginError where published scores cannot be compared."""
+    """The verdict on every law of one plug-in. PluginError where published scores cannot be compared.
+
+    What keeps it from loading is a failure where options were given: they should have done.
+    """
     from sdpo_cli.registry import load_registry
     from sdpo_cli.testing import Verdict, compare, conformance
 
@@ -91,7 +94,9 @@ def verdicts(plugin: Plugin, options: Mapping[str, Any], online: bool) -> Iterab
         return
     if online:
         yield from compare(plugin)
-    yield from conformance(chosen)
+    loads, *laws = conformance(chosen)
+    yield replace(loads, result="failed") if options and loads.result == "skipped" else loads
+    yield from laws
 
 
 def print_report(checked: Sequence[Checked], broken: Sequence[BrokenPlugin]) -> None:

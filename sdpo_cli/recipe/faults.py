@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sdpo_cli.errors import one_line
 from sdpo_cli.recipe.schema import KeepBestSection, Recipe, StopRule
-from sdpo_cli.recipe.shorthand import expand
+from sdpo_cli.recipe.shorthand import OptionsError, expand
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -89,6 +89,8 @@ def _lines(error: ValidationError, raw: Any, schema: type[BaseModel], place: str
     values: dict[tuple[str, ...], Any] = {}
     for fault in error.errors():
         path, value = _locate(raw, fault["loc"])
+        if isinstance(wrong := fault.get("ctx", {}).get("error"), OptionsError):
+            path, value = (*path, wrong.name), wrong.value
         values[path] = value
         expected.setdefault(path, []).append(_say(fault, path, schema))
     deepest = [path for path in expected if not any(other[: len(path)] == path != other for other in expected)]
@@ -129,6 +131,8 @@ def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel]) -> str:
     if kind == "missing":
         needed = _NEEDED if schema is Recipe else {}  # an option of a plug-in may have the same name
         return one_line("missing", remedy=needed.get(".".join(path), "it has no default"))
+    if kind == "value_error" and isinstance(context["error"], OptionsError):
+        return f"should be {{option: value}}; a single one is {'.'.join(path)}.OPTION"
     if kind == "value_error":
         return str(context["error"])
     context = {

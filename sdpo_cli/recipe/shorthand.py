@@ -9,6 +9,14 @@ RECIPE_WORDS = ("weight", "normalise")
 """What a recipe says of a reward among its options; no reward has options of these names."""
 
 
+class OptionsError(ValueError):
+    """What should be the options of the plug-in `name` is some other `value`."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+        super().__init__(f"should be {{{name}: {{option: value}}}}")
+
+
 def expand(raw: Mapping[str, Any]) -> Tree:
     """The recipe with every short form written out; expanding twice changes nothing. What is no short form stays."""
     tree = _expanded(raw, {"model": _model, "prompts": _choice, "objective": _choice, "reward": _rewards})
@@ -73,7 +81,9 @@ def _reward(name: Any, options: Mapping[str, Any]) -> Tree:
 def _options(name: Any, options: Any) -> Mapping[str, Any]:
     if not name:
         _refuse("should name a plug-in")
-    return options if isinstance(options, Mapping) else _refuse(f"should be {{{name}: {{option: value}}}}")
+    if not isinstance(options, Mapping):
+        raise OptionsError(str(name), options)
+    return options
 
 
 def _refuse(text: str) -> Any:

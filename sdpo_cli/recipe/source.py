@@ -71,8 +71,8 @@ def find_recipe(source: str | Path) -> Path:
         return shipped[name]
     if path.exists():
         raise RecipeError([one_line("not a file", str(source), "name a recipe file")])
-    known = f"shipped recipes: {', '.join(shipped) or 'none'}"
-    raise RecipeError([one_line("no such recipe", str(source), f"{did_you_mean(path.stem, shipped)} {known}")])
+    remedy = did_you_mean(path.stem, shipped) or f"shipped recipes: {', '.join(shipped) or 'none'}"
+    raise RecipeError([one_line("no such recipe", str(source), remedy)])
 
 
 def override(tree: Tree, overrides: Sequence[str]) -> Tree:

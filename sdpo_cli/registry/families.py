@@ -12,8 +12,6 @@ from sdpo_cli.errors import ArtifactError, PluginError
 from sdpo_cli.recipe.paths import user_path
 
 _INDEX = "model_index.json"
-ENDINGS = (".txt", ".csv", ".jsonl", ".safetensors")
-"""Of the files that a prompt source or a base model may be."""
 
 
 def existing(name: str, folder: Path, place: str) -> Path | None:
@@ -29,11 +27,6 @@ def existing(name: str, folder: Path, place: str) -> Path | None:
         except OSError:  # such as a name too long to be one
             return None
     return None
-
-
-def is_path(name: str) -> bool:
-    """Whether a name can be meant as a path alone: by how it begins, or by a file's ending."""
-    return name.startswith((".", "/", "~")) or Path(name).suffix in ENDINGS
 
 
 def is_hub_id(name: str) -> bool:

@@ -21,12 +21,14 @@ from sdpo_cli.api.specs import IS_PATH
 from sdpo_cli.errors import PluginError, RecipeError, SdpoError, UsageError
 from sdpo_cli.recipe import did_you_mean, joined, validate
 from sdpo_cli.registry.discovery import BrokenPlugin, Plugin, discover, said
-from sdpo_cli.registry.families import existing, family_of, is_hub_id, is_path
+from sdpo_cli.registry.families import existing, family_of, is_hub_id
 from sdpo_cli.registry.functions import FunctionOptions, function_spec, is_function_name
 from sdpo_cli.registry.offered import how_to_install
 
 S = TypeVar("S", bound=Spec[Any])
 NO_OPTIONS: Mapping[str, Any] = {}
+FEW = 8
+"""Names that an error lists; where there are more it says which command does."""
 
 
 def place_of(plugin: Plugin) -> str:
@@ -102,37 +104,34 @@ class Registry:
         return [plugin for plugin in self.of_kind(kind) if name in (plugin.spec.name, plugin.full_name)]
 
     def find(self, kind: type[S], name: str, place: str = "", or_else: str = "") -> Plugin:
-        """The one plug-in of a kind that answers to `name`. PluginError where there is none, or several.
+        """The one plug-in of a kind that answers to `name`. UsageError where there is none, or several.
 
-        `or_else` says what else was looked for under that name; UsageError where it can be a path alone.
+        `or_else` says what else was looked for under that name.
         """
         found = self.named(kind, name)
         if not found:
             fault = f"no {kind.kind} {or_else}{' ' * bool(or_else)}named {name!r}"
-            error = UsageError if or_else and is_path(name) else PluginError
-            raise error(fault, place=place, remedy=self.remedy(kind, name))
+            raise UsageError(fault, place=place, remedy=self.remedy(kind, name))
         if len(found) > 1:
             owners = " and ".join(plugin.distribution for plugin in found)
             remedy = f"write {' or '.join(plugin.full_name for plugin in found)}"
-            raise PluginError(f"{kind.kind} {name} is offered by {owners}", place=place, remedy=remedy)
+            raise UsageError(f"{kind.kind} {name} is offered by {owners}", place=place, remedy=remedy)
         return found[0]
 
     def remedy(self, kind: type[S], name: str) -> str:
-        """What to do about an unknown name: the nearest one, those that exist, and who may have meant to offer it."""
+        """What to do about an unknown name: the nearest one, where all are, and who may have meant to offer it."""
         names = sorted({plugin.spec.name for plugin in self.of_kind(kind)})
         guess = how_to_install(name) or did_you_mean(name.rpartition(":")[2], names)
+        known = f"installed: {', '.join(names) or 'none'}" if len(names) <= FEW else "`sdpo plugins list` has all"
         broken = "; ".join(map(str, self.broken))
-        return (
-            f"{guess} installed: {', '.join(names) or 'none'}"
-            + (f"; broken plug-ins that might offer it: {broken}" if broken else "")
-        ).strip()
+        return (f"{guess} {known}" + (f"; broken plug-ins that might offer it: {broken}" if broken else "")).strip()
 
     def reward(
         self, name: str, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
     ) -> Chosen[RewardSpec]:
         """A reward by name, else the Python function that `module:function` names.
 
-        PluginError where it is unknown, RecipeError where its options are wrong. `place` is what asked, for the
+        UsageError where it is unknown, RecipeError where its options are wrong. `place` is what asked, for the
         errors; relative paths in the options are meant from `folder`.
         """
         field, distributions = joined(place, [name]), {one.distribution for one in (*self.plugins, *self.broken)}
@@ -172,16 +171,16 @@ class Registry:
         return self.choose(plugin, options, joined(place, ["options"]), folder)
 
     def _adapter(self, family: str, name: str, place: str) -> Plugin:
-        """The base-model plug-in for a pipeline class. PluginError where there is none, or several."""
+        """The base-model plug-in for a pipeline class. UsageError where there is none, or several."""
         models = self.of_kind(BaseModelSpec)
         fits = [plugin for plugin in models if family in plugin.spec.families]
         if not fits:
             fault = f"{name} is a {family}, which no plug-in adapts"
             adapted = sorted({known for plugin in models for known in plugin.spec.families})
-            raise PluginError(fault, place=place, remedy=f"adapted are: {', '.join(adapted)}")
+            raise UsageError(fault, place=place, remedy=f"adapted are: {', '.join(adapted)}")
         if len(fits) > 1:
             remedy = " or ".join(f"{{name: {plugin.full_name}, options: {{path: {name}}}}}" for plugin in fits)
-            raise PluginError(f"{name} is a {family}, which several adapt", place=place, remedy=f"write {remedy}")
+            raise UsageError(f"{name} is a {family}, which several adapt", place=place, remedy=f"write {remedy}")
         return fits[0]
 
     def choose(

@@ -151,7 +151,7 @@ def test_show_of_a_plug_in_without_options_says_so(capsys: Capture) -> None:
 
 def test_show_of_an_unknown_name(capsys: Capture, installed: Any) -> None:
     installed([reward("gray", "ours")])
-    assert main(["plugins", "show", "grey"]) == 3
+    assert main(["plugins", "show", "grey"]) == 2
     assert capsys.readouterr().err == "error: no plug-in named 'grey'; did you mean gray? installed: gray\n"
 
 
@@ -281,6 +281,11 @@ def test_what_the_user_has_to_mend_is_no_failure(capsys: Capture, installed: Any
     installed([Plugin(RewardSpec("keyed", "s", "1", "x", Options, raises), "ours", "1")])
     assert main(["plugins", "check", "keyed"]) == 0
     assert lines(capsys) == ["reward keyed skipped", "skipped it loads: reward keyed: no key; export KEY=..."]
+
+
+def test_an_option_that_does_not_lead_to_loading_is_a_failure(capsys: Capture, tmp_path: Path) -> None:
+    assert main(["plugins", "check", "file", "--set", f"path={tmp_path}/gone.txt"]) == 3
+    assert lines(capsys)[0] == "prompt source file failed"
 
 
 def test_check_goes_on_after_a_plug_in_without_the_option(capsys: Capture, installed: Any) -> None:

@@ -103,8 +103,8 @@ REFUSED = {
     ),
     "empty prompt": (["sample", "emoji-turbo", "--prompt", " "], 2, "--prompt: empty prompt; say what to draw"),
     "unknown model": (
-        ["sample", "emojiturbo", "--prompt", "cat"], 3,
-        r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? installed: .*",
+        ["sample", "emojiturbo", "--prompt", "cat"], 2,
+        r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? `sdpo plugins list` has all",
     ),
     "no such run": (
         ["sample", "runs/nosuch", "--prompt", "cat"], 2,

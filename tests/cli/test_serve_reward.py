@@ -292,7 +292,7 @@ def test_training_and_scoring_ask_the_server(workplace, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "token", "line"),
     [
-        (["nothing"], "", "error: no reward named 'nothing'; installed: "),
+        (["nothing"], "", "error: no reward named 'nothing'; `sdpo plugins list` has all"),
         (["colorfulness", "--host", "0.0.0.0"], "",
          "error: --host: 0.0.0.0 is open to others, and there is no token; "
          "set SDPO_REWARD_TOKEN, or listen at 127.0.0.1"),

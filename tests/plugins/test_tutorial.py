@@ -14,8 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from sdpo_cli.api import HubFiles, LoadContext, PluginError
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.api import HubFiles, LoadContext
+from sdpo_cli.errors import ArtifactError, UsageError
 from sdpo_cli.registry import chosen_rewards
 
 GUIDE = Path(__file__).parents[2] / "plugins" / "README.md"
@@ -102,7 +102,7 @@ def test_the_example_of_weights_says_what_it_needs_and_fails_in_one_line() -> No
 
 def test_the_recipe_of_the_guide_is_one() -> None:
     recipe = yaml.safe_load(block("yaml", "brightness"))
-    with pytest.raises(PluginError, match="no reward named 'brightness'"):
+    with pytest.raises(UsageError, match="no reward named 'brightness'"):
         chosen_rewards([str(recipe["reward"])], "guide")
     del recipe["reward"]["brightness"]
     assert [one.name for one in chosen_rewards([str(recipe["reward"])], "guide")] == ["emoji-clip"]

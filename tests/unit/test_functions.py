@@ -14,7 +14,7 @@ import torch
 from sdpo_cli.api import LoadContext, RewardSpec
 from sdpo_cli.api.tensors import ScoreRequest
 from sdpo_cli.engine.scoring import checked_score
-from sdpo_cli.errors import PluginError, RecipeError
+from sdpo_cli.errors import PluginError, RecipeError, UsageError
 from sdpo_cli.main import main
 from sdpo_cli.registry import Plugin, Registry, load_recipe, load_registry
 
@@ -132,7 +132,7 @@ def test_an_installed_distribution_of_that_name_wins(tmp_path):
     installed = load_registry().find(RewardSpec, "colorfulness")
     registry = Registry([Plugin(installed.spec, "mine", "1.0")], [])
     assert registry.reward("mine:colorfulness", folder=tmp_path).plugin.version == "1.0"
-    with pytest.raises(PluginError, match=r"^no reward named 'mine:score'; "):
+    with pytest.raises(UsageError, match=r"^no reward named 'mine:score'; "):
         registry.reward("mine:score", folder=tmp_path)
 
 

@@ -16,7 +16,7 @@ from sdpo_cli.api import (
     Spec,
     UserPath,
 )
-from sdpo_cli.errors import PluginError, RecipeError, SdpoError, UsageError
+from sdpo_cli.errors import RecipeError, SdpoError, UsageError
 from sdpo_cli.recipe import dump_recipe, read_recipe
 from sdpo_cli.registry import Plugin, Registry, ResolvedRecipe, load_registry, resolve
 
@@ -223,7 +223,7 @@ def test_two_adapters_of_a_family_are_an_error_that_says_how_to_choose(tmp_path:
         BaseModelSpec("rival", "s", "1", "x", PathOptions, loaded, families=("StablePipeline",)), "theirs", "1"
     )
     registry = Registry([*REGISTRY.plugins, rival], [])
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(UsageError) as caught:
         registry.model("m", folder=tmp_path)
     assert str(caught.value) == (
         "m is a StablePipeline, which several adapt; "
@@ -269,5 +269,5 @@ def test_errors_are_of_the_class_that_has_their_exit_code() -> None:
         REGISTRY.reward("x")
     with pytest.raises(SdpoError) as wrong:
         REGISTRY.reward("sharp", {"gain": 0}, "--reward")
-    assert (unknown.value.exit_code, wrong.value.exit_code) == (3, 2)
+    assert (unknown.value.exit_code, wrong.value.exit_code) == (2, 2)
     assert str(wrong.value) == "--reward: sharp.gain: 0 should be above 0"
