@@ -7,14 +7,18 @@ from contextlib import suppress
 
 from sdpo_cli.main import main
 
+SIGNALLED = 128
+"""From here on exit codes mean a signal."""
+
 
 def run() -> None:
-    """Run the command line and exit with its code, at once if a reward is still at work: nobody waits for its answer.
+    """Run the command line and exit with its code, at once after a signal or if a reward is still at work.
 
-    Threads that such a reward has started itself would keep the process alive for as long as it hangs.
+    Threads that such a reward has started itself would keep the process alive for as long as it hangs; a second signal
+    would end Python's own clearing up in place of the exit code.
     """
     code = main(sys.argv[1:])
-    if any(thread.name.startswith("sdpo ") for thread in threading.enumerate()):
+    if code >= SIGNALLED or any(thread.name.startswith("sdpo ") for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

@@ -236,6 +236,12 @@ def epoch_of(line: bytes, place: str) -> int:
         raise no_epoch(place) from None
 
 
+def named_epoch(path: Path) -> int:
+    """The epoch that a checkpoint's folder or an evaluation's file is named after; 0 where it is called otherwise."""
+    number = path.stem.removeprefix("epoch-")
+    return int(number) if number.isascii() and number.isdecimal() else 0
+
+
 def no_epoch(place: str) -> ArtifactError:
     """The error about a line."""
     return ArtifactError("not the record of an epoch", place=place, remedy="remove or mend the line")

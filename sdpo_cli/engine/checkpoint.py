@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdpo_cli.api.file_modes import open_to_readers
+from sdpo_cli.engine.artifacts import named_epoch
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.snapshot import Progress, Snapshot
 from sdpo_cli.errors import ArtifactError
@@ -94,7 +95,7 @@ def digest(path: Path) -> str:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders under `folder`, the oldest first; partial ones are not among them."""
-    return sorted(path for path in folder.glob("epoch-*") if path.is_dir())
+    return sorted((path for path in folder.glob("epoch-*") if path.is_dir() and named_epoch(path)), key=named_epoch)
 
 
 def newest_snapshot(folder: Path) -> tuple[Snapshot | None, list[str]]:

@@ -4,7 +4,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sdpo_cli.engine.artifacts import RunFolder, read_epochs
+from sdpo_cli.engine.artifacts import RunFolder, named_epoch, read_epochs
 from sdpo_cli.engine.events import Event, Note
 from sdpo_cli.engine.files import read_text, write_json_lines
 from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, label, watched
@@ -123,5 +123,5 @@ def forget_evaluations(folder: RunFolder, epoch: int) -> None:
     """Drop the evaluations of epochs after `epoch`, which the run will make again, and what was made of them."""
     folder.guard.unlink(missing_ok=True)
     for path in folder.evaluations.glob("epoch-*.json"):
-        if path > evaluation_path(folder, epoch):
+        if named_epoch(path) > epoch:
             path.unlink()

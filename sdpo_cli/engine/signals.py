@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks to stop, at once but never inside a write; the second leaves."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks to stop, at once but never inside a write; the second leaves."""
 
 import os
 import signal
@@ -10,7 +10,9 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
+    SIGNALS.append(signal.SIGHUP)
 SAME_REQUEST = 1.0
 """Seconds within which a second signal is the first one again: launchers pass on what the terminal sent already."""
 SHOW_CURSOR = b"\x1b[?25h\n"
@@ -57,7 +59,7 @@ def raise_if_asked() -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """While entered, the first SIGINT or SIGTERM raises StopSignal and a second one leaves the process."""
+    """While entered, the first SIGINT, SIGTERM or SIGHUP raises StopSignal and a second one leaves the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -129,6 +129,12 @@ def test_another_shape_of_the_adapter_or_its_optimiser_is_no_change_that_can_be_
     ]
 
 
+def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path):
+    for name in ("epoch-100000", "epoch-99999", "epoch-00002", "epoch-00002-copy"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["epoch-00002", "epoch-99999", "epoch-100000"]
+
+
 def test_averages_that_nobody_carries_on_are_dropped_and_new_ones_begin(checkpoint, tmp_path):
     run, plain = folder(tmp_path), tiny.setup(checkpoint, epochs=1)
     list(train(changed(plain, ema_decay=0.5)[0], run, resume=None))
