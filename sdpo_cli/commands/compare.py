@@ -78,13 +78,13 @@ def compare(
 
 
 def print_comparison(found: "Compared", folder: Path, *, quiet: bool) -> None:
-    """The tables on stdout, and where the figures are."""
-    from sdpo_cli.engine.comparison_table import comparison_markdown
+    """The table that matters most on stdout, and where the others and the figures are."""
+    from sdpo_cli.commands.tables import print_cells
 
-    typer.echo(comparison_markdown(found.cells), nl=False)
+    print_cells(found.cells)
     if found.missing:
         typer.echo(
             f"\n{found.missing} more being made by other processes; give the command again to see them", err=True
         )
     if not quiet:
-        typer.echo(f"\nFigures, table and runs: {folder}", err=True)
+        typer.echo(f"\nAll tables: {folder / 'comparison.md'}; figures and runs: {folder}", err=True)

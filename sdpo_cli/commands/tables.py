@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sdpo_cli.engine.comparison import Cell
     from sdpo_cli.engine.records import EvaluationReport, Interval, StepResult
 
 
@@ -18,7 +19,7 @@ def print_report(report: "EvaluationReport") -> None:
     table = Table()
     table.add_column("", no_wrap=True)
     table.add_column("steps", justify="right", no_wrap=True)
-    for column in ("before", "after", "change", "better") if tuned else ("mean",):
+    for column in ("before", "after", "change", "improved") if tuned else ("mean",):
         table.add_column(column, justify="right", no_wrap=True)
     for name in dict.fromkeys(result.reward for result in report.results):
         for result in report.results:
@@ -29,10 +30,37 @@ def print_report(report: "EvaluationReport") -> None:
         after = [f"{one.tuned:.3f}", f"{one.tuned - one.base:+.3f}", ""] if one.tuned is not None else []
         table.add_row("diversity", str(one.steps), f"{one.base:.3f}", *after)
     Console(markup=False, highlight=False).print(table)
-    unit = "95 % intervals over prompts; better: share of pictures that score higher than before"
+    unit = "95 % intervals over prompts; improved: share of pictures that score higher than before"
     print(unit if tuned else "95 % intervals over prompts")
     if report.diversity:
         print(f"diversity: {report.diversity[0].measure}, among pictures of one prompt")
+
+
+def print_cells(found: "Sequence[Cell]") -> None:
+    """One measure of a comparison: a row an arm, a column a step count, mean ± spread over seeds; leaders in bold."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sdpo_cli.engine.comparison import step_word
+    from sdpo_cli.engine.comparison_table import figure, heading, leading, written
+
+    by_steps = {
+        steps: [cell for cell in found if cell.steps == steps] for steps in dict.fromkeys(c.steps for c in found)
+    }
+    leaders = {steps: leading(some) for steps, some in by_steps.items()}
+    table = Table()
+    table.add_column("")
+    for steps in by_steps:
+        table.add_column(step_word(steps), justify="right")
+    table.add_row("base model", *(figure(some[0].base) for some in by_steps.values()))
+    for arm in dict.fromkeys(cell.arm for cell in found):
+        mine = [cell for cell in found if cell.arm == arm]
+        styles = ["bold" if arm in leaders[cell.steps] else "" for cell in mine]
+        table.add_row(arm, *(Text(written(cell, bold=False), style) for cell, style in zip(mine, styles, strict=True)))
+    print(heading(found[0]))
+    Console(markup=False, highlight=False).print(table)
+    print("mean ± standard deviation over seeds; bold: the highest, and all whose deviation overlaps its")
 
 
 def cells(result: "StepResult") -> list[str]:

@@ -26,7 +26,7 @@ from sdpo_cli.engine.comparison import (
 )
 from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
 from sdpo_cli.engine.comparison_plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown
+from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, main_table
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.events import Event, FileWritten, Note
 from sdpo_cli.engine.files import write_bytes, write_text, writing
@@ -48,10 +48,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison found; `missing` counts the runs that others are still making, or that cannot be trained."""
+    """The table of a comparison that matters most, and how many runs other processes are still making."""
 
     cells: list[Cell]
-    curves: list[Curve]
     missing: int
 
 
@@ -96,6 +95,7 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
 
 def compare(trials: Sequence[Trial], out: Path, holding: Holding | None = None) -> Generator[Event, None, Compared]:
     """Make the runs that are missing, and show what all of them reached, and how far while `holding` held."""
+    elsewhere: list[Trial] = []
     for number, trial in enumerate(trials, start=1):
         lock, which = out / "locks" / trial.folder.name, f"run {number} of {len(trials)}: {trial.folder.name}"
         with writing(lock):
@@ -109,6 +109,7 @@ def compare(trials: Sequence[Trial], out: Path, holding: Holding | None = None) 
             remedy, number = "give the same command again to go on", stop.exit_code - 128
             raise StoppedError("stopped", place=trial.folder.name, remedy=remedy, signal_number=number) from None
         except InUseError:
+            elsewhere.append(trial)
             yield Note(f"{which} is being made by another process")
         except TrainingError as error:
             yield Note(f"{which} cannot be trained and is left out: {error}")
@@ -118,7 +119,7 @@ def compare(trials: Sequence[Trial], out: Path, holding: Holding | None = None) 
     curves = [read_curve(RunFolder(trial.folder), trial.arm) for trial in done]
     trained = [one.name for one in trials[0].resolved.recipe.reward]
     cells = yield from write_comparison(curves, trained, out, holding)
-    return Compared(cells, curves, len(trials) - len(done))
+    return Compared(main_table(cells, trained), sum(not finished(trial) for trial in elsewhere))
 
 
 def make_run(trial: Trial) -> Generator[Event, None, None]:
@@ -163,7 +164,7 @@ def compare_runs(paths: Sequence[Path], out: Path, holding: Holding | None = Non
     check_holding(holding, list(dict.fromkeys(name for _, name in measures(curves))))
     trained = [one.name for one in load_recipe(RunFolder(paths[0]).recipe).recipe.reward]
     cells = yield from write_comparison(curves, trained, out, holding)
-    return Compared(cells, curves, 0)
+    return Compared(main_table(cells, trained), 0)
 
 
 def write_comparison(

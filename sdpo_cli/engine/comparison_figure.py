@@ -43,8 +43,9 @@ def draw_trade_off(curves: Sequence[Curve], counts: Sequence[int], reward: str, 
             )
             axes.plot(held, reached, linewidth=1.8, marker="o", markersize=3, label=arm, **style)
         base = fmean(run.points[0].means[steps, holding.measure] for run in curves)
-        axes.axvline(base - holding.drop, color=LIGHT.ink, alpha=0.4, linewidth=1)
-        axes.set_xlabel(holding.measure, color=LIGHT.ink)
+        limit = f"{holding.measure} fell by {holding.drop:g}"
+        axes.axvline(base - holding.drop, color=LIGHT.ink, alpha=0.4, linewidth=1, label=limit)
+        axes.set_xlabel(f"{holding.measure}, falling \N{RIGHTWARDS ARROW}", color=LIGHT.ink)
         axes.set_title(step_word(steps), color=LIGHT.ink, fontsize="medium")
         axes.invert_xaxis()
         plain(axes)

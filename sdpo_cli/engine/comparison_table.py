@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sdpo_cli.engine.comparison import Cell, Curve, step_word
+from sdpo_cli.engine.comparison import TOTAL, Cell, Curve, step_word
 
 READ_OFF = (
     "Means ± standard deviation over seeds. Bold: the highest mean, and every mean whose deviation overlaps its; none "
@@ -54,6 +54,16 @@ def comparison_markdown(cells: Sequence[Cell]) -> str:
             )
         parts.append("\n".join(rows))
     return "\n\n".join([*parts, READ_OFF]) + "\n"
+
+
+def main_table(cells: Sequence[Cell], trained: Sequence[str]) -> list[Cell]:
+    """The cells of the trained reward, of several their sum, at equal pictures.
+
+    Where a measure was to hold, while it did; those of another reward where that is the trained one itself.
+    """
+    held = [cell for cell in cells if cell.holding] or cells
+    measure = next((name for name in (TOTAL, *trained) if any(cell.measure == name for cell in held)), held[0].measure)
+    return [cell for cell in held if cell.measure == measure and cell.axis == "images"]
 
 
 def heading(cell: Cell) -> str:

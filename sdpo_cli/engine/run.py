@@ -176,7 +176,6 @@ def conclude(setup: Setup, folder: RunFolder, evaluation: Evaluation | None) -> 
     write_text(folder.page, render_report(page))
     adapter = write_card(setup, folder, page)
     write_text(folder.evaluation, to_json(evaluation.report))
-    yield FileWritten(folder.grid, "the same prompts and seeds before and after")
     yield FileWritten(folder.page, "the report, for a browser")
     yield FileWritten(folder.adapter, adapter.what)
     if page.guard:

@@ -1,6 +1,7 @@
 """`sdpo compare` end to end on the smallest comparison, interrupted and given again."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -25,8 +26,11 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     assert main(["compare", "small.yaml", *SMALL]) == 0
     out = tmp_path / "comparisons" / "small"
     said = capsys.readouterr().out
-    assert said == (out / "comparison.md").read_text()
-    assert said.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
+    table = (out / "comparison.md").read_text()
+    assert table.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
+    assert said.splitlines()[0] == "colorfulness, after 8 pictures"
+    (value,) = re.findall(r"\| d3po \| (.*) \|", table.split("\n\n")[0])
+    assert re.search(rf"│ d3po +│ +{re.escape(value)} │", said)
     found = json.loads((out / "comparison.json").read_text())
     assert [(run["arm"], [point["images"] for point in run["points"]]) for run in found["runs"]] == [
         ("sdpo", [0, 4, 8]), ("d3po", [0, 4, 8]), ("grpo", [0, 4, 8])
@@ -48,7 +52,7 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     # Finished runs are compared without a recipe.
     runs = [str(out / "runs" / name) for name in ("sdpo-seed0", "grpo-seed0")]
     assert main(["compare", *runs, "--out", "two", "--quiet"]) == 0
-    assert "| grpo-seed0 |" in capsys.readouterr().out
+    assert "│ grpo-seed0 │" in capsys.readouterr().out
     assert main(["compare", *runs, "--out", "held", "--quiet", "--holding", "emoji-clip=0.1"]) == 2
     assert capsys.readouterr().err == (
         "error: --holding: nothing called 'emoji-clip' is measured; measured: colorfulness\n"

@@ -21,7 +21,7 @@ from sdpo_cli.engine.comparison import (
     value_at,
 )
 from sdpo_cli.engine.comparison_plan import Arm, Budget, check_holding, parse_arms, parse_budget, parse_holding
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading
+from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading, main_table
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
 from sdpo_cli.errors import ArtifactError, SdpoError, UsageError
@@ -149,6 +149,14 @@ def test_the_table_of_what_was_reached_while_a_measure_held():
     assert (len(found["table"]), len(found["held"])) == (8, 4)
     assert found["held"][1]["holding"] == {"measure": "alignment", "drop": 0.1}
     assert found["held"][1]["mean"] == pytest.approx(0.6)
+
+
+def test_the_main_table_is_the_trained_rewards_at_equal_pictures_while_another_measure_held():
+    cells = tabulate(BOUGHT)
+    free = [(cell.measure, cell.arm, cell.axis) for cell in main_table(cells, ["style"])]
+    assert free == [("style", "greedy", "images"), ("style", "modest", "images")]
+    held = tabulate(BOUGHT, Holding("alignment", 0.1))
+    assert main_table([*cells, *held], ["style"]) == main_table([*cells, *held], ["alignment"]) == held[:2]
 
 
 def test_what_is_to_hold():
