@@ -5,10 +5,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
@@ -68,9 +68,22 @@ def stop_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        again = None if _desk.asked is None else _same_request(before, _desk.since)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, again or handler)
         _desk.asked = None
+
+
+def _same_request(before: Mapping[int, Any], since: float) -> Callable[[int, FrameType | None], None]:
+    """A handler for after a stop: deaf to the request of `since` given again, and then those `before` it are back."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - since > SAME_REQUEST:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            signal.raise_signal(number)
+
+    return on_signal
 
 
 @contextmanager

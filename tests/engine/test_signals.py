@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 
+from sdpo_cli.engine import signals
 from sdpo_cli.engine.signals import StopSignal, held, interruptible, stop_signals
 
 
@@ -15,11 +16,19 @@ def ask(number: int = signal.SIGINT) -> None:
         pass
 
 
-def test_the_first_signal_is_raised_and_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_first_signal_is_raised_and_handlers_are_put_back_when_it_can_no_longer_be_given_again(monkeypatch):
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with stop_signals():
+        pass
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    monkeypatch.setattr(signals, "SAME_REQUEST", 1e9)
     with pytest.raises(StopSignal, match="SIGTERM"), stop_signals():
         ask(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+    ask(signal.SIGTERM)
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        ask(signal.SIGINT)
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 def test_a_signal_waits_for_the_end_of_a_write():
