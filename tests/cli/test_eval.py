@@ -59,7 +59,7 @@ REFUSED = {
         "emoji-turbo: no reward to measure with; add --reward NAME; see `sdpo plugins list`",
     ),
     "unknown reward": (
-        ["eval", "emoji-turbo", "--reward", "emojiclip"], 3,
+        ["eval", "emoji-turbo", "--reward", "emojiclip"], 2,
         r"--reward: no reward named 'emojiclip'; did you mean emoji-clip\? .*",
     ),
     "unfinished run": (

@@ -178,7 +178,7 @@ def misplaced(folder):
 def gone(folder):
     recipe = folder / "RUN" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("name: emoji-turbo", "name: my-model"))
-    return ["RUN", "--format", "merged"], 3, r"RUN/recipe.yaml: model: no base model or folder named 'my-model'; .*"
+    return ["RUN", "--format", "merged"], 2, r"RUN/recipe.yaml: model: no base model or folder named 'my-model'; .*"
 
 
 def damaged(folder):

@@ -219,7 +219,7 @@ def test_without_any_prompt_a_note_says_so(folder, capsys):
     [
         (["none", "--reward", "emoji-clip"], 2, "none: no such file or folder; correct the path"),
         (["empty", "--reward", "emoji-clip"], 2, "empty: no pictures in it; looked for .png .jpg .jpeg .webp"),
-        (["pics", "--reward", "emoji-clap"], 3, "--reward: no reward named 'emoji-clap'; did you mean emoji-clip? "),
+        (["pics", "--reward", "emoji-clap"], 2, "--reward: no reward named 'emoji-clap'; did you mean emoji-clip? "),
         (["pics", "--reward", "{emoji-style: {stile: 3d}}"], 2,
          "--reward: emoji-style.stile: unknown field; did you mean style?"),
         (["pics", "--reward", "{emoji-style: "], 2,
