@@ -32,7 +32,7 @@ class NormAct(torch.autograd.Function):
         grid, sums, parts, chunk = plan_sums(x, kernels)
         kernels.sums_kernel[grid](x, sums, rows, channels, chunk, kernels.TALL, kernels.WIDE)
         kernels.coefficients_kernel[count, groups](
-            *(sums, addend, weight, bias, scale, shift, mean, deviation, rows, channels, channels // groups, parts),
+            *(x, sums, addend, weight, bias, scale, shift, mean, deviation, rows, channels, channels // groups, parts),
             *(epsilon, addend is not None, power_of_2(parts), power_of_2(channels // groups)),
         )
         grid = tiles(x, kernels)
@@ -54,7 +54,7 @@ class NormAct(torch.autograd.Function):
         shape = (kernels.TALL, kernels.WIDE)
         kernels.grad_sums_kernel[grid](x, grad, scale, shift, sums, rows, channels, chunk, ctx.act, *shape)
         kernels.grad_coefficients_kernel[count, groups](
-            *(sums, addend, weight, mean, deviation, constant, slope, rows, channels, channels // groups, parts),
+            *(x, sums, addend, weight, mean, deviation, constant, slope, rows, channels, channels // groups, parts),
             *(addend is not None, power_of_2(parts), power_of_2(channels // groups)),
         )
         kernels.grad_input_kernel[tiles(x, kernels)](

@@ -22,17 +22,16 @@ def with_reference(
 ) -> Rollouts:
     """The rollouts with the base model's clean estimates at the steps `actions`, of the first `prompts` prompts or all.
 
-    One network evaluation a state, `batch` prompts at a time. Elsewhere the estimates are 0.
+    One network evaluation a state, those of `batch` prompts and actions at a time. Elsewhere the estimates are 0.
     """
-    reference = torch.zeros_like(rollouts.x0)
-    rows = torch.arange(len(rollouts.draw) if prompts is None else prompts, device=rollouts.x0.device)
+    reference, device = torch.zeros_like(rollouts.x0), rollouts.x0.device
+    pairs = torch.arange(len(rollouts.draw) if prompts is None else prompts)
     with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
-        for some in rows.split(batch):
-            known, alone = take(rollouts.draw.conditioning, some), torch.zeros(len(some), dtype=torch.bool)
-            for step in actions:
-                at = rollouts.kernel.at(torch.full_like(some, step))
-                shared = ~alone if step == 0 and rollouts.shared_noise else alone
-                reference[:, some, step] = denoise_rollouts(model, rollouts.x_t[:, some, step], at, known, shared)
+        for some in torch.cartesian_prod(torch.tensor(actions), pairs).split(batch):
+            shared = (some[:, 0] == 0) & rollouts.shared_noise
+            step, pair = some.to(device, non_blocking=True).unbind(-1)
+            known, x_t = take(rollouts.draw.conditioning, pair), rollouts.x_t[:, pair, step]
+            reference[:, pair, step] = denoise_rollouts(model, x_t, rollouts.kernel.at(step), known, shared)
     return replace(rollouts, reference_x0=reference)
 
 

@@ -47,7 +47,7 @@ class Replay:
 
 
 class NonFiniteError(TrainingError):
-    """An update's loss, gradient or metric is not finite; no weight was changed."""
+    """An update's loss, gradient or metric is not finite, and so are the weights by now: they are to be put back."""
 
     def __init__(self, fault: str, update: Update, lesson: "Lesson") -> None:
         self.update, self.lesson = update, lesson
@@ -139,14 +139,20 @@ def update_policy(
 ) -> tuple[Mapping[str, float], int]:
     """Make all updates of an epoch, with a smaller micro-batch where memory runs out.
 
+    The host waits for the device once, after the last one, so that the device never waits for the host.
+
     Returns the means of loss, gradient norm and the objective's metrics, the largest `ratio_max`, and the micro-batch
-    that fits.
+    that fits. NonFiniteError, of the first update whose numbers are not finite: the weights are spoilt then.
     """
-    totals: dict[str, list[float]] = {}
+    made = []
     for update in updates:
         attempt = partial(attempt_update, model, optimizer, lesson, update)
-        metrics, micro_batch = fitting(attempt, micro_batch, "pair")
-        for name, value in metrics.items():
+        numbers, micro_batch = fitting(attempt, micro_batch, "pair")
+        made.append(numbers)
+    totals: dict[str, list[float]] = {}
+    for update, numbers in zip(updates, fetched(made), strict=True):
+        check_finite(numbers, update, lesson)
+        for name, value in numbers.items():
             totals.setdefault(name, []).append(value)
     means = {name: sum(values) / len(values) for name, values in totals.items()}
     return {**means, "ratio_max": max(totals["ratio_max"])}, micro_batch
@@ -154,10 +160,10 @@ def update_policy(
 
 def attempt_update(
     model: BaseModel, optimizer: torch.optim.Optimizer, lesson: Lesson, update: Update, micro_batch: int
-) -> dict[str, float]:
-    """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when it is not finite.
+) -> dict[str, Float[Tensor, ""]]:
+    """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when memory runs out.
 
-    The host waits for the device once, to know that.
+    Gives its numbers on the device, where nobody has looked at them yet.
     `micro_batch` counts actions: whole trajectories share it, one at least in each part.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -172,17 +178,23 @@ def attempt_update(
             sums[name] = sums.get(name, 0.0) + value.detach().double() * share
         largest.append(drift.double())
     weights = list(model.trainable().values())
-    for weight in weights:
-        if weight.grad is not None:
-            weight.grad /= scale
+    torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], scale)
     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm).double()
-    *values, largest_drift = torch.stack([*sums.values(), torch.stack(largest).max()]).tolist()
-    means = dict(zip(sums, values, strict=True))
-    wrong = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
-    if wrong:
-        raise NonFiniteError(f"{', '.join(wrong)}; no weight was changed", update, lesson)
     optimizer.step()
-    return {**means, "ratio_max": largest_drift}
+    return {**sums, "ratio_max": torch.stack(largest).max()}
+
+
+def fetched(rows: Sequence[Mapping[str, Float[Tensor, ""]]]) -> list[dict[str, float]]:
+    """The numbers of each row, all of them by one transfer."""
+    values = iter(torch.stack([value for row in rows for value in row.values()]).tolist())
+    return [{name: next(values) for name in row} for row in rows]
+
+
+def check_finite(numbers: Mapping[str, float], update: Update, lesson: Lesson) -> None:
+    """NonFiniteError unless loss, gradient norm and metrics of an update are finite."""
+    wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    if wrong:
+        raise NonFiniteError(f"{', '.join(wrong)}; the epoch is undone", update, lesson)
 
 
 def gradient_scale(model: BaseModel) -> float:

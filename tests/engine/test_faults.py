@@ -1,4 +1,4 @@
-"""Numbers that are not finite: they stop the epoch before a weight is touched, and their batch is kept."""
+"""Numbers that are not finite: they stop the epoch, which leaves nothing behind, and their batch is kept."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def test_the_batch_of_an_update_that_is_not_finite_is_kept(checkpoint, tmp_path)
         list(train(setup, run, resume=None))
     kept = run.faults / "epoch-00001.json"
     assert re.fullmatch(
-        r"epoch 1, update of steps \[.*\], objective sdpo: loss is nan, grad_norm is nan; no weight was changed; "
+        r"epoch 1, update of steps \[.*\], objective sdpo: loss is nan, grad_norm is nan; the epoch is undone; "
         rf"see its batch in {re.escape(str(kept))}; .+",
         str(fault.value),
     )
@@ -49,6 +49,32 @@ def test_the_batch_of_an_update_that_is_not_finite_is_kept(checkpoint, tmp_path)
     assert numbers.keys() == {"x_t", "x0", "log_prob", "advantage"}
     assert {tuple(one.shape[:2]) for one in numbers.values()} == {(2, 4)}
     assert all(bool((one == 0).all()) for name, one in setup.model.trainable().items() if "lora_B" in name)
+
+
+def test_nothing_is_left_of_an_epoch_with_an_update_that_is_not_finite(checkpoint, tmp_path):
+    """Weights, moments and averages are those of the epoch before, though its later updates have changed them."""
+
+    class SickOnce(Sdpo):
+        calls = 0
+
+        def loss(self, batch):
+            self.calls += 1
+            found = super().loss(batch)
+            return dataclasses.replace(found, loss=found.loss * (torch.nan if self.calls == per_epoch + 2 else 1.0))
+
+    run, setup, per_epoch = folder(tmp_path), tiny.setup(checkpoint, epochs=3), 4
+    averaging = setup.recipe.train.model_copy(update={"ema_decay": 0.5})
+    recipe = setup.recipe.model_copy(update={"train": averaging})
+    setup = dataclasses.replace(setup, recipe=recipe, batch=2, objective=SickOnce(SdpoOptions()))
+    with pytest.raises(TrainingError, match=r"^epoch 2, update of steps .+: loss is nan, grad_norm is nan; "):
+        list(train(setup, run, resume=None))
+    assert setup.objective.calls == 2 * per_epoch
+    saved = newest_snapshot(run.checkpoints)[0]
+    assert (saved.progress.epoch, saved.progress.updates) == (1, per_epoch)
+    trained = setup.model.trainable()
+    assert all(torch.equal(one, trained[name]) for name, one in saved.weights.items())
+    assert all(bool(one.isfinite().all()) for one in [*saved.weights.values(), *saved.optimizer.values()])
+    assert any(name.endswith("/average") for name in saved.optimizer)
 
 
 class NoOwls(tiny.Brightness):

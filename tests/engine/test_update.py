@@ -13,7 +13,7 @@ from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
 from sdpo_cli.engine.reference import kl_from_base, with_reference
 from sdpo_cli.engine.rollout import roll_out
-from sdpo_cli.engine.update import Lesson, Update, attempt_update, plan_updates, replay, update_policy
+from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, attempt_update, plan_updates, replay, update_policy
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 
@@ -90,7 +90,7 @@ def test_micro_batches_add_up_to_the_whole_gradient(model, rollouts, advantage, 
     parts, part_metrics = moved(model, rollouts, advantage, micro_batch)
     assert float(whole.norm()) > 1e-4
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
-    assert part_metrics["loss"] == pytest.approx(whole_metrics["loss"], rel=1e-4)
+    assert float(part_metrics["loss"]) == pytest.approx(float(whole_metrics["loss"]), rel=1e-4)
 
 
 def test_the_gradient_is_that_of_the_pairwise_policy_gradient(model, rollouts, advantage):
@@ -113,17 +113,33 @@ def test_the_gradient_is_scaled_to_its_longest_norm(model, rollouts, advantage):
     assert float((weights(model) - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_what_is_not_finite_changes_no_weight(model, rollouts, advantage):
-    before = weights(model)
-    advantage[0, 1, 0] = torch.nan
-    updates = plan_updates(rollouts, [0], LearningPlan(), batch=5, seed=0, epoch=1)
-    with pytest.raises(TrainingError) as fault:
+def test_the_first_update_that_is_not_finite_is_named(model, rollouts, advantage):
+    """The updates after it are not finite either: they start from its weights."""
+    advantage[0, 1, 1] = torch.nan
+    updates = [Update(torch.arange(5), torch.full((5,), step)) for step in (0, 1, 2)]
+    with pytest.raises(NonFiniteError) as fault:
         update_policy(model, optimizer(model), lesson(rollouts, advantage, max_grad_norm=1.0), updates, 5)
     assert str(fault.value) == (
-        "update of steps [0]: loss is nan, grad_norm is nan; no weight was changed; "
+        "update of steps [1]: loss is nan, grad_norm is nan; the epoch is undone; "
         "lower train.learning_rate, or use model.dtype float32"
     )
-    assert torch.equal(weights(model), before)
+    assert fault.value.update is updates[1]
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_numbers_are_fetched_once_for_all_updates(model, rollouts, advantage, monkeypatch, batch):
+    """On a GPU each time would be a wait for the device."""
+    updates = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=batch, seed=0, epoch=1)
+    fetches = []
+
+    def watched(name, fetch):
+        return lambda one: (fetches.append(name), fetch(one))[1]
+
+    for name in ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, watched(name, getattr(torch.Tensor, name)))
+    found, _ = update_policy(model, optimizer(model), lesson(rollouts, advantage), updates, 2)
+    assert fetches == ["tolist"]
+    assert set(found) == {"loss", "clip_fraction", "ratio_difference", "grad_norm", "ratio_max"}
 
 
 def test_out_of_memory_halves_the_micro_batch_and_loses_no_update(model, rollouts, advantage, monkeypatch):

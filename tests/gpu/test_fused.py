@@ -90,6 +90,21 @@ def test_normalisation_is_that_of_torch(shape, groups, act, added, dtype):
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("far", [0, 30, 100, 1000])
+@pytest.mark.parametrize("shape", [(2, 320, 32, 32), (2, 24, 9, 7)])
+def test_a_mean_far_above_the_standard_deviation_costs_no_more_digits_than_float32_has(shape, far):
+    from sdpo_cli.api.fused_norm import NormAct
+
+    x, addend, grad = (far + tensor(*shape)).requires_grad_(), tensor(*shape[:2]), tensor(*shape)
+    weight, bias = (tensor(shape[1] + extra)[: shape[1]] for extra in (0, 1))
+    out = NormAct.apply(x, addend, weight, bias, 8, 1e-5, True)
+    inner = x.double() + addend.double()[:, :, None, None]
+    expected = silu(group_norm(inner, 8, weight.double(), bias.double(), 1e-5))
+    slopes = [torch.autograd.grad(one, x, grad.to(one.dtype))[0] for one in (out, expected)]
+    assert relative(out, expected) < 1e-6 + 3e-7 * far
+    assert relative(*slopes) < 1e-6 + 3e-7 * far
+
+
 def test_the_same_sums_every_time():
     from sdpo_cli.api.fused_norm import NormAct
 
