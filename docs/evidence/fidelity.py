@@ -18,11 +18,10 @@ from sdpo_cli.engine.credit import (
     KeyRewards,
     ask_rewards,
     dense_rewards,
-    first_rewarded_step,
     key_rewards,
     queried_steps,
 )
-from sdpo_cli.engine.rollout import Draw, encode_distinct, roll_out
+from sdpo_cli.engine.rollout import Draw, encode_distinct, first_rewarded_step, roll_out
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import distinct_rewards, load_rewards, pick_device
 from sdpo_cli.registry import chosen_rewards, load_registry
@@ -63,7 +62,7 @@ def main(prompts: int = 45) -> None:
         for text in REWARDS:
             rewards = load_rewards(distinct_rewards(chosen_rewards([text], "fidelity")), {}, context, 600.0)
             with Scorer(rewards) as scorer:
-                asked = key_rewards(scorer, [ask_rewards(model, scorer, rollouts, exact, 512)], exact)
+                asked = key_rewards(scorer, [ask_rewards(model, scorer, rollouts, exact, 512)])
             truth = dense_rewards(rollouts, asked, exact)
             for credit, (name, settings) in product(("current", "next"), PLANS.items()):
                 plan = LearningPlan(credit=credit, **settings)

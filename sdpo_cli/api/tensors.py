@@ -209,6 +209,8 @@ class LearningPlan:
         shared_noise: whether the rollouts of a prompt start from the same noise.
         antithetic: whether every second rollout of a prompt takes, at every step, the negative of the noise that the
             one before it takes; each by itself is drawn as ever.
+        branched: whether the rollouts of a prompt differ in the noise of one action alone, drawn for each prompt of an
+            epoch, and are the same before it; only that action is learnt from.
         dense: `anchors`: reward at first, last and anchor step, the rest predicted; `exact`: queried at every step;
             `final`: the last clean estimate's reward stands for every step.
         anchor: rule for the anchor step.
@@ -228,6 +230,7 @@ class LearningPlan:
     rollouts: int = 2
     shared_noise: bool = True
     antithetic: bool = False
+    branched: bool = False
     dense: Literal["anchors", "exact", "final"] = "anchors"
     anchor: AnchorRule = "interior"
     predictor: Predictor = "cosine"

@@ -16,12 +16,12 @@ from sdpo_cli.api.specs import needs_nothing
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench_record import STAGES, BenchResult, Conditions, Stage, middle
-from sdpo_cli.engine.credit import Asked, action_steps, ask_rewards, assign_credit, key_rewards
+from sdpo_cli.engine.credit import Asked, ask_rewards, assign_credit, key_rewards
 from sdpo_cli.engine.events import Event, Note, StageStarted
 from sdpo_cli.engine.memory import release
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import rewarded_decoder
-from sdpo_cli.engine.rollout import Draw, Rollouts, joined_rollouts, roll_out_parts, take
+from sdpo_cli.engine.rollout import Draw, Rollouts, action_steps, joined_rollouts, roll_out_parts, take
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
@@ -215,12 +215,12 @@ def staged_epoch(run: Run, epoch: int, micro_batch: int, watch: Watch) -> Staged
         parts, asked = draw_and_decode(setup, scorer, draw, micro_batch, watch)
         with watch.stage("reward"):
             scorer.ask()
-            scored = key_rewards(scorer, asked, plan)
+            scored = key_rewards(scorer, asked)
     rollouts = joined_rollouts(draw, parts)
     with watch.stage("credit"):
         advantage = assign_credit(rollouts, scored, plan, fresh_statistics(setup)).advantage
     with watch.stage("update"):
-        actions, train = action_steps(rollouts, plan), setup.recipe.train
+        actions, train = action_steps(setup.kernel, plan), setup.recipe.train
         rollouts, _ = compared_with_base(setup, rollouts, actions, micro_batch)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=setup.recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, advantage, train.kl, train.max_grad_norm)
@@ -249,7 +249,7 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
     model, rollouts, work = setup.model, staged.lesson.rollouts, staged.work
     pair, action = staged.updates[0].pairs[:1], staged.updates[0].step[:1]
     row = pair.to(model.device)
-    step = row * 0 + action_steps(rollouts, setup.objective.plan)[-1]
+    step = row * 0 + action_steps(setup.kernel, setup.objective.plan)[-1]
     x_t, conditioning = rollouts.x_t[0, row, step], take(rollouts.draw.conditioning, row)
 
     @torch.no_grad()

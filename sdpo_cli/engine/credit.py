@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sdpo_cli.api.tensors import BaseModel, LearningPlan, ScoreRequest, ScoreResult
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.preview import decode, rewarded_decoder
-from sdpo_cli.engine.rollout import Rollouts
+from sdpo_cli.engine.rollout import Rollouts, first_rewarded_step
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import columns, weighted_sum
 from sdpo_cli.errors import TrainingError
@@ -65,6 +65,7 @@ class Asked:
         prompts: its prompts.
         key_step: the queried steps of each rollout, in the order that `write_true_rewards` expects.
         wanted: which clean estimates are pictured.
+        common: of how many steps the rollouts of each prompt have the same picture.
         answers: what the rewards say of them, one for each batch of pictures, in order.
         batch: how many pictures could be decoded at once.
     """
@@ -72,6 +73,7 @@ class Asked:
     prompts: Sequence[str]
     key_step: Int[Tensor, "R B K"]
     wanted: Bool[Tensor, "R B S"]
+    common: Int[Tensor, " B"]
     answers: "Sequence[Future[list[ScoreResult]]]"
     batch: int
 
@@ -104,17 +106,6 @@ class Credited:
     statistics: StepStatistics
 
 
-def first_rewarded_step(plan: LearningPlan) -> int:
-    """The earliest clean estimate whose reward any action is credited with: `next` never needs step 0's."""
-    return 1 if plan.credit == "next" else 0
-
-
-def action_steps(rollouts: Rollouts, plan: LearningPlan) -> list[int]:
-    """The steps that carry a policy gradient: they have a density, and a reward they can change."""
-    steps = len(rollouts.kernel) - first_rewarded_step(plan)
-    return [step for step in range(steps) if rollouts.kernel.std[step] > 0]
-
-
 def queried_steps(rollouts: Rollouts, plan: LearningPlan) -> Int[Tensor, "R B K"]:
     """Which steps' rewards are asked for; the last step is in place 1, or 0 where it is the only one."""
     last, first = len(rollouts.kernel) - 1, first_rewarded_step(plan)
@@ -128,7 +119,8 @@ def queried_steps(rollouts: Rollouts, plan: LearningPlan) -> Int[Tensor, "R B K"
 def queries_per_prompt(plan: LearningPlan, steps: int) -> int:
     """Pictures that are decoded and scored for one prompt of an epoch, before any is drawn.
 
-    Exact but for the anchor rule `any`, whose anchor may fall on an end; then it is the most there can be.
+    Exact but for the anchor rule `any`, whose anchor may fall on an end, and for branched rollouts, which may have a
+    queried step in common; then it is the most there can be.
     """
     first = first_rewarded_step(plan)
     each = {"final": 1, "exact": steps - first, "anchors": min(3, steps - first)}[plan.dense]
@@ -136,14 +128,17 @@ def queries_per_prompt(plan: LearningPlan, steps: int) -> int:
     return plan.rollouts * each - (plan.rollouts - 1 if shared else 0)
 
 
-def distinct_queries(key_step: Int[Tensor, "R B K"], steps: int, shared_noise: bool) -> Bool[Tensor, "R B S"]:
-    """Each picture once: a step named twice is one query, and so is the first step of rollouts that share it."""
+def shared_steps(common: Int[Tensor, " B"], like: Shaped[Tensor, "R B S"]) -> Bool[Tensor, "B S"]:
+    """Which steps of a prompt's rollouts are one and the same picture, where `like` is."""
+    return (torch.arange(like.shape[-1]) < common[:, None]).to(like.device, non_blocking=True)
+
+
+def distinct_queries(key_step: Int[Tensor, "R B K"], steps: int, common: Int[Tensor, " B"]) -> Bool[Tensor, "R B S"]:
+    """Each picture once: a step named twice is one query, and so is a step that rollouts have in common."""
     wanted = torch.zeros(*key_step.shape[:2], steps, dtype=torch.bool, device=key_step.device)
     wanted.scatter_(-1, key_step, True)
-    if shared_noise:
-        wanted[0, :, 0] |= wanted[:, :, 0].any(0)
-        wanted[1:, :, 0] = False
-    return wanted
+    shared = shared_steps(common, wanted)
+    return torch.cat([wanted[:1] | (wanted.any(0) & shared), wanted[1:] & ~shared])
 
 
 def finite_steps(rollouts: Rollouts) -> Bool[Tensor, "R B S"]:
@@ -157,7 +152,7 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
     NonFiniteRolloutError where there is nothing to be pictured.
     """
     key_step = queried_steps(rollouts, plan)
-    wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.shared_noise)
+    wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.common)
     known, finite = torch.stack([wanted, finite_steps(rollouts)]).cpu()  # the one time that the host waits
     if not finite.all():
         raise NonFiniteRolloutError(rollouts, finite)
@@ -171,20 +166,19 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         request = PlacedRequest(images, texts, metadata, places[rows].tolist(), rollouts.draw.first)
         answers.append(scorer.submit(request))
-    return Asked([prompt.text for prompt in rollouts.draw.prompts], key_step, wanted, answers, fits)
+    return Asked([prompt.text for prompt in rollouts.draw.prompts], key_step, wanted, rollouts.common, answers, fits)
 
 
-def key_rewards(scorer: Scorer, asked: Sequence[Asked], plan: LearningPlan) -> KeyRewards:
+def key_rewards(scorer: Scorer, asked: Sequence[Asked]) -> KeyRewards:
     """The rewards of all parts of the rollouts, waited for."""
     tables = [step_table(scorer, part) for part in asked]
     values = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}
     key_step = torch.cat([part.key_step for part in asked], dim=1)
+    common = torch.cat([part.common for part in asked])
     prompts = [prompt for part in asked for prompt in part.prompts]
 
     def gathered(table: Float[Tensor, "R B S"]) -> Float[Tensor, "R B K"]:
-        if plan.shared_noise:
-            table[..., 0] = table[0, :, 0].clone()
-        return table.gather(-1, key_step)
+        return torch.where(shared_steps(common, table), table[0], table).gather(-1, key_step)
 
     return KeyRewards(
         key_step=key_step,

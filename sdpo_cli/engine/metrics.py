@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.engine.checkpoint import Progress
-from sdpo_cli.engine.credit import Credited, KeyRewards, action_steps, first_rewarded_step
-from sdpo_cli.engine.rollout import Rollouts
+from sdpo_cli.engine.credit import Credited, KeyRewards
+from sdpo_cli.engine.rollout import Rollouts, action_steps, first_rewarded_step
 from sdpo_cli.maths import mean_unlikeness
 
 
@@ -19,7 +19,7 @@ def epoch_metrics(
     learnt: Mapping[str, float],
 ) -> dict[str, int | float]:
     """One line of `metrics.jsonl`; rewards are means over the epoch's rollouts."""
-    actions = action_steps(rollouts, plan)
+    actions = action_steps(rollouts.kernel, plan)
     return {
         **asdict(progress),
         "reward_first": float(credited.dense[..., first_rewarded_step(plan)].mean()),

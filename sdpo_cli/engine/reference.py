@@ -28,7 +28,7 @@ def with_reference(
     pairs = torch.arange(len(rollouts.draw) if prompts is None else prompts)
     with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
         for some in torch.cartesian_prod(torch.tensor(actions), pairs).split(batch):
-            shared = (some[:, 0] == 0) & rollouts.shared_noise
+            shared = some[:, 0] < rollouts.common[some[:, 1]]
             step, pair = some.to(device, non_blocking=True).unbind(-1)
             known, x_t = take(rollouts.draw.conditioning, pair), rollouts.x_t[:, pair, step]
             reference[:, pair, step] = denoise_rollouts(model, x_t, rollouts.kernel.at(step), known, shared)

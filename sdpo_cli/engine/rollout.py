@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdpo_cli.api import Prompt
@@ -41,7 +41,8 @@ class Rollouts:
         x_t: noisy states, step i's in place i, the final state last.
         x0: clean estimate of every step.
         log_prob: of every sampled step; 0 where the step has no density.
-        shared_noise: whether a prompt's rollouts started from the same noise, so that their first estimates are one.
+        common: on the CPU, of how many steps a prompt's rollouts have the same state and clean estimate: the first
+            where they start from the same noise, those up to the branch where they branch.
         reference_x0: the base model's clean estimates of the same states, where they were asked for.
     """
 
@@ -50,8 +51,19 @@ class Rollouts:
     x_t: Float[Tensor, "R B S1 C H W"]
     x0: Float[Tensor, "R B S C H W"]
     log_prob: Float[Tensor, "R B S"]
-    shared_noise: bool
+    common: Int[Tensor, " B"]
     reference_x0: Float[Tensor, "R B S C H W"] | None = None
+
+
+def first_rewarded_step(plan: LearningPlan) -> int:
+    """The earliest clean estimate whose reward any action is credited with: `next` never needs step 0's."""
+    return 1 if plan.credit == "next" else 0
+
+
+def action_steps(kernel: Kernel, plan: LearningPlan) -> list[int]:
+    """The steps that carry a policy gradient: they have a density, and a reward they can change."""
+    std = kernel.std.tolist()
+    return [step for step in range(len(kernel) - first_rewarded_step(plan)) if std[step] > 0]
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, epoch: int, seed: int) -> list[Prompt]:
@@ -128,8 +140,9 @@ def roll_out_parts(
         end = min(start + batch, len(draw))
         rows, numbers = torch.arange(start, end, device=model.device), range(draw.first + start, draw.first + end)
         part = Draw(draw.prompts[start : start + batch], numbers[0], take(draw.conditioning, rows))
-        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed)
-        yield Rollouts(part, kernel, *trajectories, plan.shared_noise)
+        common = common_steps(kernel, plan, numbers, seed)
+        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed, common)
+        yield Rollouts(part, kernel, *trajectories, common)
 
 
 def joined_rollouts(draw: Draw, parts: Sequence[Rollouts]) -> Rollouts:
@@ -137,12 +150,30 @@ def joined_rollouts(draw: Draw, parts: Sequence[Rollouts]) -> Rollouts:
     x_t, x0, log_prob = (
         torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("x_t", "x0", "log_prob")
     )
-    return Rollouts(draw, parts[0].kernel, x_t, x0, log_prob, parts[0].shared_noise)
+    return Rollouts(draw, parts[0].kernel, x_t, x0, log_prob, torch.cat([part.common for part in parts]))
+
+
+def common_steps(kernel: Kernel, plan: LearningPlan, numbers: Sequence[int], seed: int) -> Int[Tensor, " B"]:
+    """Of how many steps the rollouts of each pair have the same state; the action at the last of these is the branch.
+
+    The branch is one of the actions, each as likely, and belongs to the pair's running number.
+    """
+    if not plan.branched:
+        return torch.full((len(numbers),), int(plan.shared_noise))
+    actions = action_steps(kernel, plan)
+    orders = [shuffled(len(actions), generator(seed, "branch", number)) for number in numbers]
+    return torch.tensor([actions[order[0]] + 1 for order in orders])
 
 
 @torch.no_grad()
 def sample_trajectories(
-    model: BaseModel, kernel: Kernel, conditioning: Conditioning, plan: LearningPlan, numbers: Sequence[int], seed: int
+    model: BaseModel,
+    kernel: Kernel,
+    conditioning: Conditioning,
+    plan: LearningPlan,
+    numbers: Sequence[int],
+    seed: int,
+    common: Int[Tensor, " B"],
 ) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:
     """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers."""
     x = kernel.initial_scale * initial_noise(model, plan, numbers, seed)
@@ -151,13 +182,15 @@ def sample_trajectories(
     states, estimates, log_probs = [x], [], []
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(numbers),), step, device=model.device))
-        shared = torch.full((len(numbers),), plan.shared_noise and step == 0)
-        x0 = denoise_rollouts(model, x, at, conditioning, shared)
+        x0 = denoise_rollouts(model, x, at, conditioning, step < common)
         wide = at.at(torch.arange(len(numbers), device=model.device).expand(plan.rollouts, -1))
         mean = step_mean(x, x0, wide)
         noise = normal(model.latent_shape, sources, model.device).view(len(drawn), *x.shape[1:])
         if plan.antithetic:
             noise = mirrored(noise)[: plan.rollouts]
+        if plan.branched:
+            here = (common == step + 1).to(model.device, non_blocking=True)[:, None, None, None]
+            noise = torch.where(here, noise, noise[:1])
         x = mean + wide.std[..., None, None, None] * noise
         log_probs.append(torch.where(wide.std > 0, gaussian_log_prob(x, mean, wide.std), 0.0))
         states.append(x)

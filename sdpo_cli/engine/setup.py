@@ -13,11 +13,11 @@ from sdpo_cli.api import LoadContext, Prompt
 from sdpo_cli.api.hub import check_downloads
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
 from sdpo_cli.engine.artifacts import adapter_place
-from sdpo_cli.engine.credit import first_rewarded_step
 from sdpo_cli.engine.evaluate import Plan
 from sdpo_cli.engine.events import Event, StageStarted
 from sdpo_cli.engine.number_formats import check_dtype
 from sdpo_cli.engine.optimizer import check_optimizer
+from sdpo_cli.engine.rollout import action_steps, first_rewarded_step
 from sdpo_cli.engine.scoring import LoadedReward, full_version
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
@@ -136,8 +136,7 @@ def check_steps(objective: Objective, steps: int, place: str) -> None:
 
 def check_noise(kernel: Kernel, objective: Objective, place: str) -> None:
     """RecipeError where no action that earns a reward draws noise: there is no density to learn by."""
-    actions = len(kernel) - first_rewarded_step(objective.plan)
-    if not bool((kernel.std[:actions] > 0).any()):
+    if not action_steps(kernel, objective.plan):
         fault = f"none of the {len(kernel)} steps draws noise that earns a reward, so there is nothing to learn from"
         raise RecipeError(
             [one_line(fault, f"{place}: rollout", "use more steps, another transition or an eta above 0")]

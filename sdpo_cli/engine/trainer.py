@@ -25,7 +25,6 @@ from sdpo_cli.engine.continuing import carried_over, check_continues
 from sdpo_cli.engine.credit import (
     Asked,
     KeyRewards,
-    action_steps,
     ask_rewards,
     assign_credit,
     key_rewards,
@@ -41,7 +40,15 @@ from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
 from sdpo_cli.engine.reference import compared_with_base
-from sdpo_cli.engine.rollout import Draw, Rollouts, draw_prompts, encode_distinct, joined_rollouts, roll_out_parts
+from sdpo_cli.engine.rollout import (
+    Draw,
+    Rollouts,
+    action_steps,
+    draw_prompts,
+    encode_distinct,
+    joined_rollouts,
+    roll_out_parts,
+)
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options, fresh_statistics
 from sdpo_cli.engine.signals import held
@@ -234,14 +241,14 @@ def run_epoch(
         with clock.stage("rollout"):
             roll = partial(roll_out_and_ask, setup, scorer, draw_epoch(run, epoch))
             (rollouts, asked), micro_batch = fitting(roll, micro_batch, "pair")
-            actions = action_steps(rollouts, plan)
+            actions = action_steps(setup.kernel, plan)
             if check_ratio:
                 tolerance = RATIO_TOLERANCE[recipe.model.dtype]
                 check_ratio_is_one(setup.model, rollouts, actions, pairs=micro_batch, tolerance=tolerance)
 
         yield StageStarted("score", epoch, recipe.train.epochs)
         with clock.stage("score"):
-            scored = key_rewards(scorer, asked, plan)
+            scored = key_rewards(scorer, asked)
             gap = preview_gap(setup.model, scorer, rollouts)
 
     yield StageStarted("credit", epoch, recipe.train.epochs)

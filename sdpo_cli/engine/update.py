@@ -58,27 +58,32 @@ class NonFiniteError(TrainingError):
 def plan_updates(
     rollouts: Rollouts, actions: Sequence[int], plan: LearningPlan, *, batch: int, seed: int, epoch: int
 ) -> list[Update]:
-    """The optimiser steps of an epoch, `batch` pairs in each, as the plan's `updates` says."""
+    """The optimiser steps of an epoch, `batch` pairs in each, as the plan's `updates` says.
+
+    Of branched rollouts each pair has one action: the branch.
+    """
     pairs = torch.tensor(shuffled(len(rollouts.draw), generator(seed, "batches", epoch)))
     batches = pairs.split(batch)
+    every = torch.tensor(actions).expand(len(pairs), -1)
+    learnt = rollouts.common[:, None] - 1 if plan.branched else every
     if plan.updates == "shuffled":
-        order = shuffled_actions(rollouts.draw, actions, seed)
-        return [Update(rows, order[rows, place]) for place in range(len(actions)) for rows in batches]
-    every = torch.tensor(actions)
+        order = in_own_order(learnt, rollouts.draw, seed)
+        return [Update(rows, order[rows, place]) for place in range(order.shape[1]) for rows in batches]
     if plan.updates == "trajectory":
-        return [Update(rows, every.expand(len(rows), -1)) for rows in batches]
-    return [Update(rows.repeat_interleave(len(actions)), every.repeat(len(rows))) for rows in batches]
+        return [Update(rows, learnt[rows]) for rows in batches]
+    return [Update(rows.repeat_interleave(learnt.shape[1]), learnt[rows].flatten()) for rows in batches]
 
 
-def shuffled_actions(draw: Draw, actions: Sequence[int], seed: int) -> Int[Tensor, "B A"]:
+def in_own_order(actions: Int[Tensor, "B A"], draw: Draw, seed: int) -> Int[Tensor, "B A"]:
     """Every pair's actions in an order of its own."""
-    choices, numbers = torch.tensor(actions), range(draw.first, draw.first + len(draw))
-    return torch.stack([choices[shuffled(len(actions), generator(seed, "steps", number))] for number in numbers])
+    numbers = range(draw.first, draw.first + len(draw))
+    orders = [shuffled(actions.shape[1], generator(seed, "steps", number)) for number in numbers]
+    return actions.gather(1, torch.tensor(orders))
 
 
 def replay(model: BaseModel, rollouts: Rollouts, pairs: Int[Tensor, " N"], step: Int[Tensor, " N"]) -> Replay:
     """The sampled actions once more, one of each of N pairs (a pair may come several times); both from the CPU."""
-    shared = (step == 0) & rollouts.shared_noise
+    shared = step < rollouts.common[pairs]
     pairs, step = (one.to(rollouts.x_t.device, non_blocking=True) for one in (pairs, step))
     x_t, x_next = rollouts.x_t[:, pairs, step], rollouts.x_t[:, pairs, step + 1]
     at = rollouts.kernel.at(step)

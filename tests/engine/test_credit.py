@@ -6,14 +6,13 @@ import torch
 
 from sdpo_cli.api.tensors import LearningPlan, ScoreRequest, ScoreResult
 from sdpo_cli.engine.credit import (
-    action_steps,
     ask_rewards,
     assign_credit,
     dense_rewards,
     distinct_queries,
     key_rewards,
 )
-from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.rollout import action_steps, roll_out
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.errors import PluginError
@@ -31,7 +30,7 @@ def rolled(checkpoint, plan: LearningPlan, steps: int = 4, *, floor: bool = True
 
 def score_rollouts(model, rewards, rollouts, plan, batch):
     with Scorer(rewards) as scorer:
-        return key_rewards(scorer, [ask_rewards(model, scorer, rollouts, plan, batch)], plan)
+        return key_rewards(scorer, [ask_rewards(model, scorer, rollouts, plan, batch)])
 
 
 @pytest.mark.parametrize(
@@ -92,20 +91,31 @@ def test_final_mode_gives_every_step_the_last_reward(checkpoint):
 
 def test_a_query_named_twice_is_asked_once():
     steps = torch.tensor([[[0, 3, 3]], [[0, 3, 1]]])
-    assert distinct_queries(steps, 4, shared_noise=True).tolist() == [
-        [[True, False, False, True]],
-        [[False, True, False, True]],
-    ]
-    assert distinct_queries(steps, 4, shared_noise=False)[1].tolist() == [[True, True, False, True]]
+    for common, expected in (
+        (0, [[[True, False, False, True]], [[True, True, False, True]]]),
+        (1, [[[True, False, False, True]], [[False, True, False, True]]]),
+        (2, [[[True, True, False, True]], [[False, False, False, True]]]),
+    ):
+        assert distinct_queries(steps, 4, torch.tensor([common])).tolist() == expected
+
+
+def test_branched_rollouts_have_one_reward_where_they_are_one(checkpoint):
+    plan = LearningPlan(dense="exact", branched=True)
+    model, rollouts = rolled(checkpoint, plan)
+    scored = score_rollouts(model, REWARD, rollouts, plan, 3)
+    assert scored.queries == int((6 - 2 * (rollouts.common - 1) + (rollouts.common - 1)).sum())
+    rewards = dense_rewards(rollouts, scored, plan)[:, :, 1:]
+    pictures = model.decode(rollouts.x0[:, :, 1:].flatten(0, 2)).mean((1, 2, 3)).view(2, 5, 3)
+    torch.testing.assert_close(rewards, pictures)
 
 
 def test_actions_that_earn_nothing_or_have_no_density_are_left_out(checkpoint, tmp_path):
     _, rollouts = rolled(checkpoint, LearningPlan())
-    assert action_steps(rollouts, LearningPlan(credit="next")) == [0, 1, 2]
-    assert action_steps(rollouts, LearningPlan(credit="current")) == [0, 1, 2, 3]
+    assert action_steps(rollouts.kernel, LearningPlan(credit="next")) == [0, 1, 2]
+    assert action_steps(rollouts.kernel, LearningPlan(credit="current")) == [0, 1, 2, 3]
     clean_end = tiny.save_pipeline(tmp_path / "clean", set_alpha_to_one=True)
     _, rollouts = rolled(clean_end, LearningPlan(), floor=False)
-    assert action_steps(rollouts, LearningPlan(credit="current")) == [0, 1, 2]
+    assert action_steps(rollouts.kernel, LearningPlan(credit="current")) == [0, 1, 2]
     assert bool(rollouts.log_prob.isfinite().all())
 
 

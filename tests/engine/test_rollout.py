@@ -1,6 +1,7 @@
 """Dual-state trajectory sampling, and the replay that training learns from."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.distributions import Normal
 
 from sdpo_cli.api.tensors import LearningPlan, Schedule
-from sdpo_cli.engine.rollout import draw_prompts, roll_out
+from sdpo_cli.engine.rollout import common_steps, draw_prompts, roll_out
 from sdpo_cli.engine.update import check_ratio_is_one, replay
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import TRANSITIONS, kernel_for, step_mean, with_floor
@@ -53,6 +54,47 @@ def test_antithetic_rollouts_take_the_negative_of_each_other_s_noise(model):
         noise = (rollouts.x_t[:, :, step + 1] - mean) / at.std[..., None, None, None]
         torch.testing.assert_close(noise[1], -noise[0], rtol=1e-3, atol=1e-3)
         assert tiny.biggest_difference(noise[2].abs(), noise[0].abs()) > 1
+
+
+BRANCHED = LearningPlan(antithetic=True, branched=True)
+
+
+def test_branched_rollouts_differ_in_the_noise_of_one_action(model):
+    tables = kernel(model, steps=4)
+    rollouts = roll_out(model, tables, tiny.draw(model), BRANCHED, 0, 2)
+    own = roll_out(model, tables, tiny.draw(model), LearningPlan(), 0, 2)
+    torch.testing.assert_close(rollouts.x_t[0], own.x_t[0], rtol=1e-3, atol=1e-3)  # each by itself is drawn as ever
+    branch = (rollouts.common - 1).tolist()
+    assert len(set(branch)) > 1
+    assert set(branch) <= {0, 1, 2}  # the last action earns nothing
+    for step in range(4):
+        at = tables.at(torch.full((2, 5), step))
+        mean = step_mean(rollouts.x_t[:, :, step], rollouts.x0[:, :, step], at)
+        noise = (rollouts.x_t[:, :, step + 1] - mean) / at.std[..., None, None, None]
+        for pair, at_branch in enumerate(one == step for one in branch):
+            assert torch.equal(rollouts.x_t[0, pair, step], rollouts.x_t[1, pair, step]) == (step <= branch[pair])
+            assert torch.equal(rollouts.x0[0, pair, step], rollouts.x0[1, pair, step]) == (step <= branch[pair])
+            other = -noise[0, pair] if at_branch else noise[0, pair]
+            torch.testing.assert_close(noise[1, pair], other, rtol=1e-3, atol=1e-3)
+
+
+def test_branches_follow_the_seed_and_the_pair_s_number(model):
+    tables = kernel(model, steps=6)
+    some = common_steps(tables, BRANCHED, range(40), 0)
+    assert torch.equal(common_steps(tables, BRANCHED, range(30, 40), 0), some[30:])
+    assert not torch.equal(common_steps(tables, BRANCHED, range(40), 1), some)
+    assert set(some.tolist()) == {1, 2, 3, 4, 5}
+    assert common_steps(tables, LearningPlan(shared_noise=False), range(2), 0).tolist() == [0, 0]
+
+
+def test_states_in_common_are_computed_once(model, monkeypatch):
+    pictures, denoise = [], model.denoise
+    monkeypatch.setattr(model, "denoise", lambda x, at, known: pictures.append(len(x)) or denoise(x, at, known))
+    rollouts = roll_out(model, kernel(model, steps=4), tiny.draw(model), BRANCHED, 0, 5)
+    assert sum(pictures) == 2 * 5 * 4 - int(rollouts.common.sum())
+    pictures.clear()
+    replay(model, rollouts, torch.arange(5), rollouts.common - 1)
+    assert pictures == [5]
 
 
 def test_a_pair_costs_one_network_call_less_than_two_rollouts(model, monkeypatch):
@@ -170,10 +212,8 @@ def test_a_policy_that_moved_is_caught_with_its_step(model):
 def test_gradient_through_the_shared_first_step_equals_separate_calls(model):
     rollouts = roll_out(model, kernel(model), tiny.draw(model), PAIR, 0, 5)
     gradients = []
-    for plan in (True, False):
-        one = type(rollouts)(
-            rollouts.draw, rollouts.kernel, rollouts.x_t, rollouts.x0, rollouts.log_prob, shared_noise=plan
-        )
+    for common in (1, 0):
+        one = replace(rollouts, common=torch.full((5,), common))
         log_prob = replay(model, one, torch.arange(5), torch.tensor([0, 0, 1, 2, 0])).log_prob
         loss = (log_prob * torch.tensor([[1.0], [-2.0]])).sum()
         gradients.append(torch.autograd.grad(loss, list(model.trainable().values())))

@@ -209,14 +209,14 @@ def test_the_numbers_are_those_of_scoring_after_sampling(checkpoint):
     plan, draw = setup.objective.plan, tiny.draw(setup.model)
     with Scorer(setup.rewards) as scorer:
         rollouts, asked = roll_out_and_ask(setup, scorer, draw, 2)
-        beside = key_rewards(scorer, asked, plan)
+        beside = key_rewards(scorer, asked)
     whole = roll_out(setup.model, setup.kernel, draw, plan, 0, 2)
     assert torch.equal(rollouts.x_t, whole.x_t)
     assert torch.equal(rollouts.log_prob, whole.log_prob)
     with Scorer(setup.rewards) as scorer:
         parts = list(roll_out_parts(setup.model, setup.kernel, draw, plan, 0, 2))
-        after = key_rewards(scorer, [ask_rewards(setup.model, scorer, part, plan, 4) for part in parts], plan)
-        at_once = key_rewards(scorer, [ask_rewards(setup.model, scorer, whole, plan, 100)], plan)
+        after = key_rewards(scorer, [ask_rewards(setup.model, scorer, part, plan, 4) for part in parts])
+        at_once = key_rewards(scorer, [ask_rewards(setup.model, scorer, whole, plan, 100)])
     assert [len(part.draw) for part in parts] == [2, 2, 1]
     for other, exact in ((after, True), (at_once, False)):
         assert torch.equal(beside.key_step, other.key_step)
@@ -238,10 +238,10 @@ def test_memory_that_runs_out_halves_the_parts_and_asks_anew(checkpoint, monkeyp
     with Scorer(setup.rewards) as scorer:
         monkeypatch.setattr(setup.model, "denoise", small)
         (_, asked), batch = fitting(lambda pairs: roll_out_and_ask(setup, scorer, draw, pairs), 4, "pair")
-        found = key_rewards(scorer, asked, setup.objective.plan)
+        found = key_rewards(scorer, asked)
         monkeypatch.undo()
         _, asked = roll_out_and_ask(setup, scorer, draw, 1)
-        expected = key_rewards(scorer, asked, setup.objective.plan)
+        expected = key_rewards(scorer, asked)
     assert batch == 1  # 3 latents at once: the two rollouts of one pair
     assert torch.equal(found.reward, expected.reward)
 
@@ -260,6 +260,6 @@ def test_decoding_that_does_not_fit_is_halved_by_itself(checkpoint, monkeypatch)
     with Scorer(setup.rewards) as scorer:
         _, asked = roll_out_and_ask(setup, scorer, tiny.draw(setup.model), 4)
         assert len(asked) == 2
-        assert len(key_rewards(scorer, asked, setup.objective.plan).reward[0]) == 5
+        assert len(key_rewards(scorer, asked).reward[0]) == 5
     assert sizes[:2] == [8, 4]
     assert set(sizes[2:]) == {2}

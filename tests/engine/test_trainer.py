@@ -206,6 +206,16 @@ def test_in_two_steps_sdpo_is_prdp_with_antithetic_pairs(checkpoint, tmp_path):
     assert all(torch.equal(value, learnt[1][name]) for name, value in learnt[0].items())
 
 
+def test_in_two_steps_branched_pairs_are_antithetic_pairs(checkpoint, tmp_path):
+    """There is one action that earns a reward, so that it is the branch."""
+    learnt = []
+    for branched in (False, True):
+        setup = tiny.setup(checkpoint, steps=2, branched=branched)
+        list(train(setup, folder(tmp_path, str(branched)), resume=None))
+        learnt.append(setup.model.trainable())
+    assert all(torch.equal(value, learnt[1][name]) for name, value in learnt[0].items())
+
+
 def test_a_resumed_run_writes_its_adapter_anew(checkpoint, tmp_path):
     run = folder(tmp_path)
     list(train(tiny.setup(checkpoint, epochs=1), run, resume=None))

@@ -58,6 +58,18 @@ def test_every_action_of_every_pair_is_taken_once_in_an_order_of_its_own(rollout
     assert len({tuple(order) for order in orders.values()}) > 1
 
 
+@pytest.mark.parametrize("updates", ["shuffled", "accumulated", "trajectory"])
+def test_of_branched_rollouts_the_branch_alone_is_taken(model, updates):
+    plan = LearningPlan(branched=True, updates=updates)
+    kernel = kernel_for(with_floor(model.schedule(4)), "ddim", 1.0)
+    rollouts = roll_out(model, kernel, tiny.draw(model), plan, 0, 5)
+    made = plan_updates(rollouts, ACTIONS, plan, batch=3, seed=0, epoch=1)
+    assert [len(one.pairs) for one in made] == [3, 2]
+    taken = [(int(p), s.tolist()) for one in made for p, s in zip(one.pairs, one.step, strict=True)]
+    branch = [[step] if updates == "trajectory" else step for step in (rollouts.common - 1).tolist()]
+    assert sorted(taken) == list(enumerate(branch))
+
+
 def test_shuffles_follow_the_seed_and_the_epoch(rollouts):
     def plan(seed, epoch):
         return [

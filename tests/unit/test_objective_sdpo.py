@@ -76,6 +76,7 @@ def test_plan_by_default():
 def test_plan_follows_the_options():
     options = {
         "antithetic": False,
+        "branched": True,
         "gamma": 0,
         "credit": "current",
         "advantage_clip": 3,
@@ -83,7 +84,7 @@ def test_plan_follows_the_options():
         "statistics": {"size": 8, "min_count": 4},
     }
     assert objective(**options).plan == LearningPlan(
-        rollouts=2, shared_noise=True, antithetic=False, dense="exact", anchor="any", predictor="arc",
+        rollouts=2, shared_noise=True, antithetic=False, branched=True, dense="exact", anchor="any", predictor="arc",
         credit="current", gamma=0.0, statistics_size=8, statistics_min_count=4, advantage_clip=3.0,
     )  # fmt: skip
 

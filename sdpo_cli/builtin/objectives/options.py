@@ -54,6 +54,11 @@ class SdpoOptions(PairOptions):
     """SDPO's settings; the defaults are the published ones but for `antithetic`, `credit` and `dense`."""
 
     antithetic: bool = Field(default=True, description=f"{ANTITHETIC} (published code)")
+    branched: bool = Field(
+        default=False,
+        description="the rollouts of a pair take the same noise but in one action, drawn for each pair, and learn from "
+        "that one; or from every action (published code)",
+    )
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
     decay: float = Field(default=0.99, gt=0, le=1, alias="lambda", description="λ: weight of step i is λ^i / eta_scale")
     clip: float = Field(default=1e-4, ge=0, description="limit of log-ratios, nats per latent element; 0 is no limit")

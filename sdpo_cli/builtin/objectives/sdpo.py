@@ -22,6 +22,7 @@ class Sdpo:
             rollouts=2,
             shared_noise=True,
             antithetic=options.antithetic,
+            branched=options.branched,
             dense=options.dense.mode,
             anchor=options.dense.anchor,
             predictor=options.dense.predictor,
