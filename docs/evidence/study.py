@@ -66,14 +66,14 @@ METHODS = {
     "d3po": Method("d3po", (), searched((2, 4), "objective.d3po.antithetic", ("false", "true"))),
     "grpo": Method("grpo", ("train.batch=4",), searched((2, 4), "objective.grpo.clip", CLIPS)),
 }
-SMALL: Arms = {
-    "sdpo": ("sdpo", (*SDPO, FINAL, BRANCHED, "rollout.steps=3", "train.learning_rate=6e-3")),
-    "ddpo": ("ddpo", (HALVES, "objective.ddpo.clip=1e-3", "train.learning_rate=1e-2")),
-    "prdp": ("prdp", (HALVES, "objective.prdp.clip=1e-3", "train.learning_rate=1e-2")),
-    "d3po": ("d3po", ("train.learning_rate=3e-3",)),
-    "grpo": ("grpo", ("train.batch=4", "objective.grpo.clip=1e-3", "train.learning_rate=6e-3")),
-}
 THREE = (*SDPO, FINAL, "rollout.steps=3", "train.learning_rate=6e-3")
+SMALL: Arms = {
+    "sdpo": ("sdpo", (*THREE, UNBRANCHED)),
+    "ddpo": ("ddpo", (HALVES, "objective.ddpo.clip=1e-3", "train.learning_rate=1e-2")),
+    "prdp": ("prdp", (HALVES, "rollout.steps=2", "objective.prdp.clip=5e-3", "train.learning_rate=3e-3")),
+    "d3po": ("d3po", ("rollout.steps=2", "train.learning_rate=2e-2")),
+    "grpo": ("grpo", ("train.batch=4", "objective.grpo.clip=5e-3", "train.learning_rate=6e-3")),
+}
 DENSE = (*SDPO, UNBRANCHED, "rollout.steps=4", "train.learning_rate=3e-3")
 PARTS: Arms = {
     "sdpo": ("sdpo", (*THREE, BRANCHED)),
