@@ -74,6 +74,8 @@ SMALL: Arms = {
     "d3po": ("d3po", ("rollout.steps=2", "train.learning_rate=2e-2")),
     "grpo": ("grpo", ("train.batch=4", "objective.grpo.clip=5e-3", "train.learning_rate=6e-3")),
 }
+COSINE = ("objective.sdpo.dense.anchor=interior", "objective.sdpo.dense.predictor=cosine")
+CURRENT = "objective.sdpo.credit=current"
 DENSE = (*SDPO, UNBRANCHED, "rollout.steps=4", "train.learning_rate=3e-3")
 PARTS: Arms = {
     "sdpo": ("sdpo", (*THREE, BRANCHED)),
@@ -84,7 +86,31 @@ PARTS: Arms = {
     "steps-4": ("sdpo", (*THREE, BRANCHED, "rollout.steps=4")),
     "steps-8": ("sdpo", (*THREE, BRANCHED, "rollout.steps=8")),
     "dense": ("sdpo", DENSE),
-    "dense-current": ("sdpo", (*DENSE, "objective.sdpo.credit=current")),
+    "dense-current": ("sdpo", (*DENSE, CURRENT)),
+}
+CHANGES = {
+    "sdpo-dense": (),
+    "own-noise": (OWN_NOISE,),
+    "credit-current": (CURRENT,),
+    "final": (FINAL,),
+    "no-shuffle": ("objective.sdpo.updates=accumulated",),
+    "gamma-0": ("objective.sdpo.gamma=0",),
+    "no-decay": ("objective.sdpo.lambda=1",),
+    "clip-1e-3": ("objective.sdpo.clip=1e-3",),
+    "no-clip": ("objective.sdpo.clip=0",),
+    "steps-2": ("rollout.steps=2",),
+    "steps-3": ("rollout.steps=3",),
+    "steps-8": ("rollout.steps=8",),
+    "steps-8-current": ("rollout.steps=8", CURRENT),
+    "renoise": ("rollout.transition=renoise",),
+    "renoise-current": ("rollout.transition=renoise", CURRENT),
+    "cps": ("rollout.transition=cps", "rollout.eta=0.7"),
+}
+"""From dense rewards in 4 steps, one part changed at a time."""
+PREDICTORS = {
+    "published": ("objective.sdpo.dense.anchor=any", COSINE[1]),
+    "interior": COSINE,
+    "interior-current": (*COSINE, CURRENT),
 }
 
 
@@ -100,6 +126,11 @@ def long_arms(steps: int) -> Arms:
         for name, (own, rates) in kinds.items()
         for rate in rates
     }
+
+
+def changed(own: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """SDPO with dense rewards in 4 steps but for `own`."""
+    return "sdpo", (*DENSE, *COSINE, *own)
 
 
 @dataclass(frozen=True)
@@ -195,6 +226,13 @@ def main() -> None:
     beside = len(REWARDS) if told.workers > 1 else 1
     with ThreadPoolExecutor(beside) as pool:
         list(pool.map(lambda reward: study_of(told.out, reward, machine.share(beside)), REWARDS))
+    changes = {name: changed(own) for name, own in CHANGES.items()}
+    compare(told.out / "changes", "style", changes, machine, "--seeds=3", "--budget=images=512")
+    predictors = {
+        name: ("sdpo", (*DENSE, "rollout.steps=16", "train.learning_rate=1e-3", *own))
+        for name, own in PREDICTORS.items()
+    }
+    compare(told.out / "predictors", "style", predictors, machine, "--seeds=3", "--budget=images=256", "--points=2")
     for steps in (16, 50):
         arms = long_arms(steps)
         compare(told.out / f"steps-{steps}", "style", arms, machine, "--seeds=3", "--budget=images=256", "--points=2")
