@@ -78,14 +78,13 @@ def test_plan_follows_the_options():
         "antithetic": False,
         "branched": True,
         "gamma": 0,
-        "credit": "current",
         "advantage_clip": 3,
         "dense": {"mode": "exact", "anchor": "any"},
         "statistics": {"size": 8, "min_count": 4},
     }
     assert objective(**options).plan == LearningPlan(
         rollouts=2, shared_noise=True, antithetic=False, branched=True, dense="exact", anchor="any", predictor="arc",
-        credit="current", gamma=0.0, statistics_size=8, statistics_min_count=4, advantage_clip=3.0,
+        credit="next", gamma=0.0, statistics_size=8, statistics_min_count=4, advantage_clip=3.0,
     )  # fmt: skip
 
 
@@ -111,3 +110,11 @@ def test_options_out_of_bounds_are_refused_by_field(options, field):
     checked, faults = validate(SPEC.options, options, "r.yaml: objective.sdpo")
     assert checked is None
     assert [fault.split(": ")[1] for fault in faults] == [f"objective.sdpo.{field}"]
+
+
+def test_branched_pairs_earn_the_next_estimate_s_reward():
+    assert objective(credit="current").plan.credit == "current"
+    _, faults = validate(SPEC.options, {"branched": True, "credit": "current"}, "r.yaml: objective.sdpo")
+    assert faults == [
+        "r.yaml: objective.sdpo: with branched pairs credit should be next: up to the branch a pair has the same rewards"
+    ]

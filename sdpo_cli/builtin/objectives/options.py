@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdpo_cli.api import Options
 
@@ -72,6 +72,13 @@ class SdpoOptions(PairOptions):
         description="an optimiser step for each place in shuffled orders of steps, or one for all steps of a batch",
     )
     dense: DenseOptions = Field(default=DenseOptions(), description="dense reward prediction")
+
+    @model_validator(mode="after")
+    def branch_earns(self) -> "SdpoOptions":
+        """ValueError where the branch would earn the reward of an estimate that both rollouts have in common."""
+        if self.branched and self.credit == "current":
+            raise ValueError("with branched pairs credit should be next: up to the branch a pair has the same rewards")
+        return self
 
 
 class DdpoOptions(AdvantageOptions):
