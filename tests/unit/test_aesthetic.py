@@ -137,7 +137,7 @@ def test_through_the_command(clip_l, head, capsys):
     assert main(["plugins", "check", "aesthetic", "--set", f"path={clip_l}", "--set", f"head={head}"]) == 0
     assert main(["plugins", "check", "clipscore", "--set", f"path={clip_l}"]) == 0
     capsys.readouterr()
-    assert main(["plugins", "check", "clipscore", "--set", f"path={clip_l}/none"]) == 0  # the user's to mend
+    assert main(["plugins", "check", "clipscore", "--set", f"path={clip_l}/none"]) == 3  # the user's to mend
     assert "no such file or folder" in " ".join(capsys.readouterr().out.split())
 
 
