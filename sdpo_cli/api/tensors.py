@@ -243,6 +243,11 @@ class LearningPlan:
     updates: Literal["shuffled", "accumulated", "trajectory"] = "shuffled"
     reference: bool = False
 
+    def __post_init__(self) -> None:
+        """ValueError where branched rollouts would not be one up to the branch, or its action earn nothing."""
+        if self.branched and not (self.shared_noise and self.credit == "next"):
+            raise ValueError("branched rollouts need shared_noise and credit next")
+
 
 @dataclass(frozen=True)
 class LossBatch:

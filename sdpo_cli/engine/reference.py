@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdpo_cli.api.tensors import BaseModel
@@ -17,22 +17,24 @@ LOGGED_PAIRS = 4
 
 
 @torch.no_grad()
-def with_reference(
-    model: BaseModel, rollouts: Rollouts, actions: Sequence[int], batch: int, prompts: int | None = None
-) -> Rollouts:
-    """The rollouts with the base model's clean estimates at the steps `actions`, of the first `prompts` prompts or all.
+def with_reference(model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int) -> Rollouts:
+    """The rollouts with the base model's clean estimates at the given (action, pair), which are on the CPU.
 
-    One network evaluation a state, those of `batch` prompts and actions at a time. Elsewhere the estimates are 0.
+    One network evaluation a state, those of `batch` places at a time. Elsewhere the estimates are 0.
     """
     reference, device = torch.zeros_like(rollouts.x0), rollouts.x0.device
-    pairs = torch.arange(len(rollouts.draw) if prompts is None else prompts)
     with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
-        for some in torch.cartesian_prod(torch.tensor(actions), pairs).split(batch):
+        for some in places.split(batch):
             shared = some[:, 0] < rollouts.common[some[:, 1]]
             step, pair = some.to(device, non_blocking=True).unbind(-1)
             known, x_t = take(rollouts.draw.conditioning, pair), rollouts.x_t[:, pair, step]
             reference[:, pair, step] = denoise_rollouts(model, x_t, rollouts.kernel.at(step), known, shared)
     return replace(rollouts, reference_x0=reference)
+
+
+def places_of(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
+    """Every (action, pair) of the first `pairs` pairs."""
+    return torch.cartesian_prod(torch.tensor(actions), torch.arange(pairs))
 
 
 def kl_from_base(rollouts: Rollouts, actions: Sequence[int], prompts: int) -> float:
@@ -61,5 +63,8 @@ def compared_with_base(
     if not needed and setup.recipe.model.train == "full":
         return rollouts, {}
     logged = min(LOGGED_PAIRS, len(rollouts.draw))
-    compared = with_reference(setup.model, rollouts, actions, batch, prompts=None if needed else logged)
+    places = places_of(actions, len(rollouts.draw) if needed and not setup.objective.plan.branched else logged)
+    if needed and setup.objective.plan.branched:
+        places = torch.cat([places, torch.stack([rollouts.common - 1, torch.arange(len(rollouts.draw))], dim=1)])
+    compared = with_reference(setup.model, rollouts, places, batch)
     return compared if needed else rollouts, {"kl_base": kl_from_base(compared, actions, logged)}

@@ -136,11 +136,12 @@ def roll_out_parts(
     model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int
 ) -> Iterator[Rollouts]:
     """`roll_out`, part by part: each has the next `batch` prompts of `draw`."""
+    every = common_steps(kernel, plan, range(draw.first, draw.first + len(draw)), seed)
     for start in range(0, len(draw), batch):
         end = min(start + batch, len(draw))
         rows, numbers = torch.arange(start, end, device=model.device), range(draw.first + start, draw.first + end)
         part = Draw(draw.prompts[start : start + batch], numbers[0], take(draw.conditioning, rows))
-        common = common_steps(kernel, plan, numbers, seed)
+        common = every[start:end]
         trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed, common)
         yield Rollouts(part, kernel, *trajectories, common)
 

@@ -185,8 +185,9 @@ def attempt_update(
     weights = list(model.trainable().values())
     torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], scale)
     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm).double()
+    sums["ratio_max"] = torch.stack(largest).max()  # before the step: what comes after it may not run out of memory
     optimizer.step()
-    return {**sums, "ratio_max": torch.stack(largest).max()}
+    return sums
 
 
 def fetched(rows: Sequence[Mapping[str, Float[Tensor, ""]]]) -> list[dict[str, float]]:

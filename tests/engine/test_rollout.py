@@ -87,6 +87,12 @@ def test_branches_follow_the_seed_and_the_pair_s_number(model):
     assert common_steps(tables, LearningPlan(shared_noise=False), range(2), 0).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("wrong", [{"shared_noise": False}, {"credit": "current"}])
+def test_branched_rollouts_are_one_up_to_the_branch_and_its_action_earns_something(wrong):
+    with pytest.raises(ValueError, match=r"^branched rollouts need shared_noise and credit next$"):
+        LearningPlan(branched=True, **wrong)
+
+
 def test_states_in_common_are_computed_once(model, monkeypatch):
     pictures, denoise = [], model.denoise
     monkeypatch.setattr(model, "denoise", lambda x, at, known: pictures.append(len(x)) or denoise(x, at, known))

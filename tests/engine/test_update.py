@@ -1,5 +1,7 @@
 """Step-shuffled updates: what is updated when, and what an update does to the weights."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -11,7 +13,7 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.objectives.options import RebelOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
-from sdpo_cli.engine.reference import kl_from_base, with_reference
+from sdpo_cli.engine.reference import compared_with_base, kl_from_base, places_of, with_reference
 from sdpo_cli.engine.rollout import roll_out
 from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, attempt_update, plan_updates, replay, update_policy
 from sdpo_cli.errors import TrainingError
@@ -257,13 +259,30 @@ def test_whole_trajectories_reach_the_objective_together(model, rollouts, advant
 
 def test_the_reference_is_the_model_without_its_adapter(model, rollouts):
     pairs, step = torch.arange(5), torch.tensor([0, 1, 2, 1, 0])
-    compared = with_reference(model, rollouts, ACTIONS, batch=2)
+    compared = with_reference(model, rollouts, places_of(ACTIONS, 5), batch=2)
     replayed = replay(model, compared, pairs, step)
     with model.without_adapter():
         bare = replay(model, rollouts, pairs, step)
     torch.testing.assert_close(replayed.log_prob_reference, bare.log_prob, rtol=0, atol=1e-5)
     assert float(replayed.kl.detach().min()) > 0
     assert bare.kl is None
+
+
+def test_of_branched_pairs_the_base_model_is_asked_about_the_branch_and_for_the_log(checkpoint, monkeypatch):
+    setup = tiny.setup(checkpoint, steps=8, branched=True)
+    section = setup.recipe.train.model_copy(update={"kl": 0.1})
+    setup = replace(setup, recipe=setup.recipe.model_copy(update={"train": section}))
+    model = tiny.with_random_adapter(setup.model)
+    rollouts = roll_out(model, setup.kernel, tiny.draw(model), setup.objective.plan, 0, 5)
+    asked, denoise = [], model.denoise
+    monkeypatch.setattr(model, "denoise", lambda x, at, known: asked.append(len(x)) or denoise(x, at, known))
+    compared, _ = compared_with_base(setup, rollouts, list(range(7)), 5)
+    assert sum(asked) <= 2 * 7 * 4 + 5  # the log's four pairs at all actions, and every pair's branch
+    branch = rollouts.common - 1
+    replayed = replay(model, compared, torch.arange(5), branch)
+    with model.without_adapter():
+        bare = replay(model, rollouts, torch.arange(5), branch)
+    torch.testing.assert_close(replayed.log_prob_reference, bare.log_prob, rtol=0, atol=1e-5)
 
 
 def test_the_divergence_is_nothing_without_an_adapter_and_grows_with_it(checkpoint):
@@ -273,7 +292,7 @@ def test_the_divergence_is_nothing_without_an_adapter_and_grows_with_it(checkpoi
 
     def divergence():
         rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
-        return kl_from_base(with_reference(model, rollouts, ACTIONS, batch=5, prompts=3), ACTIONS, 3)
+        return kl_from_base(with_reference(model, rollouts, places_of(ACTIONS, 3), batch=5), ACTIONS, 3)
 
     assert divergence() == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
@@ -287,11 +306,11 @@ def test_the_divergence_is_nothing_without_an_adapter_and_grows_with_it(checkpoi
 
 
 def test_descending_the_divergence_leads_back_to_the_base_model(model, rollouts, advantage):
-    compared = with_reference(model, rollouts, ACTIONS, batch=5)
+    compared = with_reference(model, rollouts, places_of(ACTIONS, 5), batch=5)
     before = kl_from_base(compared, ACTIONS, 5)
     update = Update(torch.arange(5).repeat(3), torch.tensor(ACTIONS).repeat_interleave(5))
     pull = lesson(compared, torch.zeros_like(advantage), max_grad_norm=0.01, kl=1e3)
     for _ in range(5):
         attempt_update(model, optimizer(model), pull, update, 15)
     again = roll_out(model, rollouts.kernel, tiny.draw(model), LearningPlan(), 0, 5)
-    assert kl_from_base(with_reference(model, again, ACTIONS, batch=5), ACTIONS, 5) < before
+    assert kl_from_base(with_reference(model, again, places_of(ACTIONS, 5), batch=5), ACTIONS, 5) < before

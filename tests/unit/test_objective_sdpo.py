@@ -116,5 +116,6 @@ def test_branched_pairs_earn_the_next_estimate_s_reward():
     assert objective(credit="current").plan.credit == "current"
     _, faults = validate(SPEC.options, {"branched": True, "credit": "current"}, "r.yaml: objective.sdpo")
     assert faults == [
-        "r.yaml: objective.sdpo: with branched pairs credit should be next: up to the branch a pair has the same rewards"
+        "r.yaml: objective.sdpo: with branched pairs credit should be next: "
+        "up to the branch a pair has the same rewards"
     ]
