@@ -7,6 +7,7 @@ the two rollouts' difference, which is what SDPO's loss uses.
 """
 
 import json
+from collections.abc import Iterator
 from itertools import product
 
 import torch
@@ -21,7 +22,7 @@ from sdpo_cli.engine.credit import (
     key_rewards,
     queried_steps,
 )
-from sdpo_cli.engine.rollout import Draw, encode_distinct, first_rewarded_step, roll_out
+from sdpo_cli.engine.rollout import Draw, Rollouts, encode_distinct, first_rewarded_step, roll_out
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import distinct_rewards, load_rewards, pick_device
 from sdpo_cli.registry import chosen_rewards, load_registry
@@ -49,8 +50,8 @@ def correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return (left * right).sum(-1) / (left.norm(dim=-1) * right.norm(dim=-1) + 1e-12)
 
 
-def main(prompts: int = 45) -> None:
-    """One line of JSON for each credit, reward, number of steps and predictor."""
+def scored_rollouts(prompts: int = 45) -> Iterator[tuple[int, str, Rollouts, torch.Tensor]]:
+    """Rollouts of 8, 16 and 50 steps, with the true rewards [R B S] of all their steps, reward by reward."""
     context = LoadContext(device=str(pick_device("auto")))
     model = load_registry().model("emoji-turbo", {}, "fidelity").load(context)
     source = load_registry().prompts("simple-animals", place="fidelity").load(context)[:prompts]
@@ -63,13 +64,18 @@ def main(prompts: int = 45) -> None:
             rewards = load_rewards(distinct_rewards(chosen_rewards([text], "fidelity")), {}, context, 600.0)
             with Scorer(rewards) as scorer:
                 asked = key_rewards(scorer, [ask_rewards(model, scorer, rollouts, exact, 512)])
-            truth = dense_rewards(rollouts, asked, exact)
-            for credit, (name, settings) in product(("current", "next"), PLANS.items()):
-                plan = LearningPlan(credit=credit, **settings)
-                key = queried_steps(rollouts, plan)
-                known = KeyRewards(key, truth.gather(-1, key), {}, queries=0, last=1)
-                rows = compared(truth, dense_rewards(rollouts, known, plan), key, first_rewarded_step(plan))
-                print(json.dumps({"credit": credit, "steps": steps, "reward": text, "predictor": name, **rows}))
+            yield steps, text, rollouts, dense_rewards(rollouts, asked, exact)
+
+
+def main() -> None:
+    """One line of JSON for each credit, reward, number of steps and predictor."""
+    for steps, text, rollouts, truth in scored_rollouts():
+        for credit, (name, settings) in product(("current", "next"), PLANS.items()):
+            plan = LearningPlan(credit=credit, **settings)
+            key = queried_steps(rollouts, plan)
+            known = KeyRewards(key, truth.gather(-1, key), {}, queries=0, last=1)
+            rows = compared(truth, dense_rewards(rollouts, known, plan), key, first_rewarded_step(plan))
+            print(json.dumps({"credit": credit, "steps": steps, "reward": text, "predictor": name, **rows}))
 
 
 def compared(truth: torch.Tensor, guess: torch.Tensor, key: torch.Tensor, first: int) -> dict[str, float]:
