@@ -153,7 +153,7 @@ def standardised(values: Float[Tensor, "R B S"], prompts: Sequence[str]) -> Floa
         values: one reward's values; R rollouts of B prompts.
         prompts: the B prompts; equal texts are one prompt.
     """
-    exact, result = values.double().cpu(), torch.empty(values.shape, dtype=torch.float64)
+    exact, result = values.cpu().double(), torch.empty(values.shape, dtype=torch.float64)
     for prompt in dict.fromkeys(prompts):
         rows = [number for number, other in enumerate(prompts) if other == prompt]
         group = exact[:, rows]

@@ -180,11 +180,11 @@ def attempt_update(
         share = len(rows) / len(update.pairs)
         (result.loss * share * scale).backward()
         for name, value in {"loss": result.loss, **result.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().double() * share
-        largest.append(drift.double())
+            sums[name] = sums.get(name, 0.0) + value.detach() * share
+        largest.append(drift)
     weights = list(model.trainable().values())
     torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], scale)
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm).double()
+    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm)
     sums["ratio_max"] = torch.stack(largest).max()  # before the step: what comes after it may not run out of memory
     optimizer.step()
     return sums

@@ -139,7 +139,7 @@ class TrainSection(Section):
         description="`adamw`, or `adamw8bit`: its two moments take a byte each in place of four; "
         "`pip install 'sdpo-cli[adamw8bit]'`.",
     )
-    learning_rate: float = Field(default=3e-4, gt=0, description="Step size of AdamW.")
+    learning_rate: float = Field(default=3e-4, gt=0, le=1000, description="Step size of AdamW.")
     batch: Count | Literal["all"] = Field(default="all", description="Pairs in one optimiser step.")
     micro_batch: Count | Literal["auto"] = Field(
         default="auto", description="Pairs in one forward and backward pass; it changes memory and speed alone."

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
@@ -117,6 +119,23 @@ def test_the_gradient_is_that_of_the_pairwise_policy_gradient(model, rollouts, a
     surrogate = (-2 * weight * (chosen[0] - chosen[1]) * (log_prob[0] - log_prob[1])).mean()
     gradient = torch.autograd.grad(surrogate, list(model.trainable().values()))
     torch.testing.assert_close(step, -torch.cat([one.flatten() for one in gradient]), rtol=1e-2, atol=1e-5)
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """As a device that has no float64, such as Apple's."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        assert not [one for one in tree_leaves(made) if isinstance(one, torch.Tensor) and one.dtype == torch.float64]
+        return made
+
+
+def test_rollout_and_update_make_no_float64_on_the_device(model, advantage):
+    kernel = kernel_for(with_floor(model.schedule(4)), "ddim", 1.0)
+    with WithoutFloat64():
+        rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
+        updates = plan_updates(rollouts, ACTIONS, LearningPlan(), batch=5, seed=0, epoch=1)
+        update_policy(model, torch.optim.AdamW(model.trainable().values()), lesson(rollouts, advantage), updates, 2)
 
 
 def test_the_gradient_is_scaled_to_its_longest_norm(model, rollouts, advantage):
