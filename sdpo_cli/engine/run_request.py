@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo_cli.engine.artifacts import LATEST, RUNS, RunFolder, check_out
+from sdpo_cli.engine.artifacts import LATEST, RUNS, RunFolder, check_out, read_epochs
 from sdpo_cli.engine.changes import Resumption, by_path, check_said, check_same_run, newer_options
 from sdpo_cli.engine.files import read_text
-from sdpo_cli.engine.guarding import check_kept
+from sdpo_cli.engine.guarding import check_kept, judgements
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.errors import UsageError
-from sdpo_cli.recipe import long_form, read_recipe
+from sdpo_cli.recipe import Recipe, long_form, read_recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
 
@@ -67,7 +67,14 @@ def finished_run(folder: RunFolder, settings: Sequence[str], overrides: Sequence
     wanted, _ = read_resumption(folder, settings, overrides)
     results = (folder.evaluation, folder.page, folder.grid, folder.adapter)
     unchanged = long_form(wanted.recipe) == long_form(load_recipe(folder.recipe).recipe)
-    if not unchanged or not all(path.exists() for path in results):
+    if not unchanged or not all(path.exists() for path in results) or not is_trained(folder, wanted.recipe):
         return None
     check_kept(folder, wanted.recipe)
     return Trained(folder, from_json(read_text(folder.evaluation), str(folder.evaluation)))
+
+
+def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether the last epoch logged is the recipe's last, or the guard stopped there; ArtifactError as it is read."""
+    last = max((row["epoch"] for row in read_epochs(folder.metrics)), default=0)
+    judged = judgements(folder, recipe, last)
+    return last == recipe.train.epochs or bool(judged and judged[-1].action == "stop")

@@ -39,6 +39,8 @@ def test_a_run_with_nothing_worth_keeping_ends_in_one_line_and_exit_code_5(workp
         "often (eval.every) or lower train.learning_rate; report.html shows the last epoch"
     )
     assert kept == "Kept: the last epoch, 1, for want of a better one: every evaluation broke a rule."
+    assert main(["train", "--resume"]) == 5
+    assert capsys.readouterr().err.splitlines() == [error], "the guard has ended the run, before its last epoch"
 
 
 def test_an_unknown_measure_is_one_line_before_anything_is_loaded(workplace, capsys):

@@ -129,6 +129,10 @@ def test_a_finished_run_is_shown_again_and_rebuilt_only_where_something_of_it_is
     assert shown.stdout.endswith("False\n"), "torch was loaded"
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert finished_run(RunFolder(run), ["eval.steps=[1]"]) is None, "another evaluation is another result"
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("epochs: 2,", "epochs: 3,"))
+    assert finished_run(RunFolder(run), []) is None, "an epoch more is to be trained"
+    (run / "recipe.yaml").write_text(recipe)
     results = json.loads((run / "report.json").read_text())["results"]
     (run / "report.html").unlink()
     assert main([*resume, "--quiet"]) == 0
