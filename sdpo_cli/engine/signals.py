@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -30,9 +30,10 @@ class StopSignal(BaseException):
 
 
 class _Desk:
-    """Which signal has been received, when, and whether it must wait."""
+    """Which signal has been received, when, and whether it must wait; `stopped` outlives the work."""
 
     asked: int | None = None
+    stopped: bool = False
     since = 0.0
     held: int = 0
 
@@ -42,12 +43,13 @@ _desk = _Desk()
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _desk.asked is None:
-        _desk.asked, _desk.since = number, time.monotonic()
+        _desk.asked, _desk.since, _desk.stopped = number, time.monotonic(), True
         if not _desk.held:
             raise StopSignal(number)
     elif time.monotonic() - _desk.since > SAME_REQUEST:
         if sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            with suppress(OSError):
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
         os._exit(128 + number)
 
 
@@ -57,13 +59,18 @@ def raise_if_asked() -> None:
         raise StopSignal(_desk.asked)
 
 
+def stop_asked() -> bool:
+    """Whether a signal has stopped the work, or is about to."""
+    return _desk.stopped
+
+
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """While entered, the first SIGINT, SIGTERM or SIGHUP raises StopSignal and a second one leaves the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _desk.asked, _desk.held = None, 0
+    _desk.asked, _desk.stopped, _desk.held = None, False, 0
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield

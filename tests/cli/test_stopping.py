@@ -1,10 +1,13 @@
 """SIGINT, SIGTERM and SIGHUP to real processes: what is saved, how soon they end, and what a second one does."""
 
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -113,3 +116,33 @@ def test_a_reward_that_hangs_for_minutes_does_not_hold_up_the_end(workplace):
     assert process.returncode == 143, err
     assert [json.loads(line)["epoch"] for line in (workplace / "run/metrics.jsonl").read_text().splitlines()] == [1]
     assert newest_snapshot(workplace / "run" / "checkpoints")[0].progress.epoch == 1
+
+
+def test_a_closed_terminal_leaves_a_checkpoint_and_exit_code_129(workplace):
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND, "train", "small.yaml", "--out", "run"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    metrics = workplace / "run" / "metrics.jsonl"
+    while not metrics.is_file() or not metrics.read_text():
+        assert process.poll() is None
+        if select.select([master], [], [], 0.05)[0]:
+            os.read(master, 1 << 16)
+    os.close(master)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert newest_snapshot(workplace / "run" / "checkpoints")[0].progress.epoch == 1
+
+
+def test_a_reader_that_goes_with_the_stop_leaves_its_exit_code(workplace):
+    process = sdpo("train", "small.yaml", "--out", "run", folder=workplace)
+    wait_for(workplace / "run" / "metrics.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 130
