@@ -60,7 +60,17 @@ def recipe_changes(written: Recipe, wanted: Recipe) -> Differences:
     """The fields that differ and decide something of what was trained, or of what the guard has compared."""
     free = HANDLING | {"eval.batch", "guard.rollback"}
     guarded = written.guard.on or wanted.guard.on
-    return differences(long_form(written), long_form(wanted), free if guarded else free | WATCHED)
+    said = differences(long_form(written), long_form(wanted), free if guarded else free | WATCHED)
+    before, after = lora_in_effect(written), lora_in_effect(wanted)
+    return {path: pair for path, pair in said.items() if path not in before or before[path] != after[path]}
+
+
+def lora_in_effect(recipe: Recipe) -> dict[str, Any]:
+    """The fields of the LoRA that may be null, by path, with what null means."""
+    lora = recipe.model.lora
+    rank = lora.rank or 8
+    meant = {"rank": rank, "alpha": lora.alpha or rank, "targets": lora.targets or "attention"}
+    return {f"model.lora.{name}": value for name, value in meant.items()}
 
 
 def newer_options(raw: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

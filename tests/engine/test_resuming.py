@@ -11,6 +11,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdpo_cli.api.tensors import AdapterOptions
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.changes import Change, Resumption, changes_of, check_same_run, recorded
 from sdpo_cli.engine.checkpoint import complete_checkpoints, digest, newest_snapshot
@@ -127,6 +128,14 @@ def test_another_shape_of_the_adapter_or_its_optimiser_is_no_change_that_can_be_
             "train.optimizer: 'adamw' cannot become 'adamw8bit'",
         )
     ]
+
+
+def test_what_null_means_said_of_the_adapter_is_no_change(checkpoint):
+    before = tiny.setup(checkpoint, epochs=1).recipe
+    usual = AdapterOptions()
+    said = {"rank": usual.rank, "alpha": usual.alpha, "targets": usual.targets}
+    model = before.model.model_copy(update={"lora": before.model.lora.model_copy(update=said)})
+    assert check_same_run(before, before.model_copy(update={"model": model}), "r.yaml").recipe == {}
 
 
 def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path):
