@@ -158,6 +158,8 @@ def common_steps(kernel: Kernel, plan: LearningPlan, numbers: Sequence[int], see
     """Of how many steps the rollouts of each pair have the same state; the action at the last of these is the branch.
 
     The branch is one of the actions, each as likely, and belongs to the pair's running number.
+    Source: chance in one step of a trajectory alone is TempFlow-GRPO's, arXiv 2508.04324; there in groups, the other
+    steps deterministic.
     """
     if not plan.branched:
         return torch.full((len(numbers),), int(plan.shared_noise))
