@@ -244,9 +244,11 @@ class LearningPlan:
     reference: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError where branched rollouts would not be one up to the branch, or its action earn nothing."""
-        if self.branched and not (self.shared_noise and self.credit == "next"):
-            raise ValueError("branched rollouts need shared_noise and credit next")
+        """ValueError where branched rollouts would not be one up to the branch, or actions earn nothing."""
+        if self.branched and not (self.shared_noise and self.credit != "current"):
+            raise ValueError("branched rollouts need shared_noise and credit next or gain")
+        if self.credit == "gain" and self.dense == "final":
+            raise ValueError("credit gain needs the rewards of more steps than the last")
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ class Rollouts:
 
 
 def first_rewarded_step(plan: LearningPlan) -> int:
-    """The earliest clean estimate whose reward any action is credited with: `next` never needs step 0's."""
-    return 1 if plan.credit == "next" else 0
+    """The earliest clean estimate whose reward any action is credited with: only `current` needs step 0's."""
+    return 0 if plan.credit == "current" else 1
 
 
 def action_steps(kernel: Kernel, plan: LearningPlan) -> list[int]:

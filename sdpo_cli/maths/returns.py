@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Credit = Literal["current", "next"]
+Credit = Literal["current", "next", "gain"]
 
 
 def align_credit(reward: Float[Tensor, "*batch S"], credit: Credit) -> Float[Tensor, "*batch S"]:
@@ -16,11 +16,17 @@ def align_credit(reward: Float[Tensor, "*batch S"], credit: Credit) -> Float[Ten
 
     `current`: r(i) = R(i), of the x0 computed from x_i, before action i's noise is drawn.
     `next`: r(i) = R(i + 1), of the x0 that action i leads to; the last action leads to none and gets 0.
-    Differs: the published code is `current`, and action i cannot change R(i).
+    `gain`: r(i) = R(i + 1) - R(i), by how much action i changes it; r(0) = R(1), since R(0) is the same in rollouts
+    that share their first state. What earlier actions did is not in it, and with γ 1 the return is R(S - 1) - R(i).
+    Source: the published code is `current`, though action i cannot change R(i); `gain` is DenseGRPO's, arXiv
+    2601.20218, there without discounted later gains.
     """
     if credit == "current":
         return reward
-    return torch.cat([reward[..., 1:], torch.zeros_like(reward[..., :1])], dim=-1)
+    before = torch.zeros_like(reward)
+    if credit == "gain":
+        before[..., 1:] = reward[..., 1:]
+    return torch.cat([reward[..., 1:] - before[..., :-1], torch.zeros_like(reward[..., :1])], dim=-1)
 
 
 def discounted_returns(reward: Float[Tensor, "*batch S"], gamma: float) -> Float[Tensor, "*batch S"]:

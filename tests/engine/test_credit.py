@@ -43,6 +43,7 @@ def score_rollouts(model, rewards, rollouts, plan, batch):
         (LearningPlan(credit="current"), 2, 3),
         (LearningPlan(credit="current", dense="exact"), 4, 7),
         (LearningPlan(credit="next", dense="exact"), 4, 6),
+        (LearningPlan(credit="gain", dense="exact"), 4, 6),
         (LearningPlan(dense="final"), 4, 2),
         (LearningPlan(credit="current", shared_noise=False), 4, 6),
     ],
@@ -129,6 +130,17 @@ def test_advantages_credit_the_action_with_the_next_estimates_reward(checkpoint)
     torch.testing.assert_close(credited.advantage.flatten(0, 1)[:, :3], expected, rtol=1e-3, atol=1e-3)
     assert set(credited.statistics.returns) == {prompt.text for prompt in tiny.PROMPTS}
     assert all(returns.shape == (2, 4) for returns in credited.statistics.returns.values())
+
+
+def test_a_gain_leaves_out_what_earlier_actions_did(checkpoint):
+    plan = LearningPlan(credit="gain", gamma=1.0, dense="exact", advantage_clip=100.0)
+    model, rollouts = rolled(checkpoint, plan)
+    scored = score_rollouts(model, REWARD, rollouts, plan, 10)
+    credited = assign_credit(rollouts, scored, plan, StepStatistics())
+    reward = dense_rewards(rollouts, scored, plan).flatten(0, 1)
+    gained = torch.stack([reward[:, 3], reward[:, 3] - reward[:, 1], reward[:, 3] - reward[:, 2]], -1)
+    expected = (gained - gained.mean(0)) / (gained.std(0, correction=0) + 1e-6)
+    torch.testing.assert_close(credited.advantage.flatten(0, 1)[:, :3], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_reward_that_is_not_finite_stops_with_its_name(checkpoint):

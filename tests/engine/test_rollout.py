@@ -89,8 +89,13 @@ def test_branches_follow_the_seed_and_the_pair_s_number(model):
 
 @pytest.mark.parametrize("wrong", [{"shared_noise": False}, {"credit": "current"}])
 def test_branched_rollouts_are_one_up_to_the_branch_and_its_action_earns_something(wrong):
-    with pytest.raises(ValueError, match=r"^branched rollouts need shared_noise and credit next$"):
+    with pytest.raises(ValueError, match=r"^branched rollouts need shared_noise and credit next or gain$"):
         LearningPlan(branched=True, **wrong)
+
+
+def test_a_gain_is_over_another_reward():
+    with pytest.raises(ValueError, match=r"^credit gain needs the rewards of more steps than the last$"):
+        LearningPlan(credit="gain", dense="final")
 
 
 def test_states_in_common_are_computed_once(model, monkeypatch):

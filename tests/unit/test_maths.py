@@ -290,6 +290,17 @@ class TestReturns:
         assert maths.align_credit(tensor([[1.0, 2.0, 4.0]]), "next").tolist() == [[2, 4, 0]]
         assert maths.align_credit(tensor([[7.0]]), "next").tolist() == [[0]]
 
+    def test_a_gain_is_over_the_estimate_that_the_action_starts_from(self):
+        assert maths.align_credit(tensor([[9.0, 2.0, 4.0, 3.0]]), "gain").tolist() == [[2, 2, -1, 0]]
+        assert maths.align_credit(tensor([[9.0, 2.0]]), "gain").tolist() == [[2, 0]]
+        assert maths.align_credit(tensor([[7.0]]), "gain").tolist() == [[0]]
+
+    @given(st.lists(SMALL, min_size=3, max_size=8), st.floats(0, 1), SMALL)
+    def test_returns_of_gains_do_not_know_earlier_rewards(self, reward, gamma, other):
+        changed = [other, other, *reward[2:]]
+        returns = [maths.discounted_returns(maths.align_credit(tensor([one]), "gain"), gamma) for one in (reward, changed)]
+        assert torch.equal(returns[0][:, 2:], returns[1][:, 2:])
+
     @pytest.mark.parametrize(("gamma", "expected"), [(0.0, [1, 2, 4]), (0.5, [3, 4, 4]), (1.0, [7, 6, 4])])
     def test_returns_by_hand(self, gamma, expected):
         reward = tensor([[1.0, 2.0, 4.0]])

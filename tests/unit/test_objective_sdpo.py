@@ -116,6 +116,14 @@ def test_branched_pairs_earn_the_next_estimate_s_reward():
     assert objective(credit="current").plan.credit == "current"
     _, faults = validate(SPEC.options, {"branched": True, "credit": "current"}, "r.yaml: objective.sdpo")
     assert faults == [
-        "r.yaml: objective.sdpo: with branched pairs credit should be next: "
+        "r.yaml: objective.sdpo: with branched pairs credit should be next or gain: "
         "up to the branch a pair has the same rewards"
+    ]
+
+
+def test_a_gain_needs_rewards_of_several_steps():
+    assert objective(credit="gain").plan.credit == "gain"
+    _, faults = validate(SPEC.options, {"credit": "gain", "dense": {"mode": "final"}}, "r.yaml: objective.sdpo")
+    assert faults == [
+        "r.yaml: objective.sdpo: with credit gain dense.mode should be exact or anchors: with final there is one reward"
     ]

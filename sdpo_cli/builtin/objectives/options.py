@@ -62,9 +62,10 @@ class SdpoOptions(PairOptions):
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
     decay: float = Field(default=0.99, gt=0, le=1, alias="lambda", description="λ: weight of step i is λ^i / eta_scale")
     clip: float = Field(default=1e-4, ge=0, description="limit of log-ratios, nats per latent element; 0 is no limit")
-    credit: Literal["next", "current"] = Field(
+    credit: Literal["next", "gain", "current"] = Field(
         default="next",
-        description="action i earns the reward of the clean estimate after it, or before it (published code)",
+        description="action i earns the reward of the clean estimate after it, its gain over the one before it, or the "
+        "reward of the one before it (published code)",
     )
     eta_scale: float = Field(default=1.0, gt=0, description="divides every step's weight")
     updates: Literal["shuffled", "accumulated"] = Field(
@@ -77,7 +78,14 @@ class SdpoOptions(PairOptions):
     def branch_earns(self) -> "SdpoOptions":
         """ValueError where the branch would earn the reward of an estimate that both rollouts have in common."""
         if self.branched and self.credit == "current":
-            raise ValueError("with branched pairs credit should be next: up to the branch a pair has the same rewards")
+            raise ValueError("with branched pairs credit should be next or gain: up to the branch a pair has the same rewards")
+        return self
+
+    @model_validator(mode="after")
+    def gain_is_asked_for(self) -> "SdpoOptions":
+        """ValueError where every reward is the last one, and so no action gains anything."""
+        if self.credit == "gain" and self.dense.mode == "final":
+            raise ValueError("with credit gain dense.mode should be exact or anchors: with final there is one reward")
         return self
 
 
