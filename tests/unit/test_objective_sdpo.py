@@ -117,7 +117,7 @@ def test_branched_pairs_earn_the_next_estimate_s_reward():
     _, faults = validate(SPEC.options, {"branched": True, "credit": "current"}, "r.yaml: objective.sdpo")
     assert faults == [
         "r.yaml: objective.sdpo: with branched pairs credit should be next or gain: "
-        "up to the branch a pair has the same rewards"
+        "before the branch the rewards are the same"
     ]
 
 

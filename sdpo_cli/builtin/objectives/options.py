@@ -78,7 +78,9 @@ class SdpoOptions(PairOptions):
     def branch_earns(self) -> "SdpoOptions":
         """ValueError where the branch would earn the reward of an estimate that both rollouts have in common."""
         if self.branched and self.credit == "current":
-            raise ValueError("with branched pairs credit should be next or gain: up to the branch a pair has the same rewards")
+            raise ValueError(
+                "with branched pairs credit should be next or gain: before the branch the rewards are the same"
+            )
         return self
 
     @model_validator(mode="after")
