@@ -247,8 +247,8 @@ class LearningPlan:
         """ValueError where branched rollouts would not be one up to the branch, or actions earn nothing."""
         if self.branched and not (self.shared_noise and self.credit != "current"):
             raise ValueError("branched rollouts need shared_noise and credit next or gain")
-        if self.credit == "gain" and self.dense == "final":
-            raise ValueError("credit gain needs the rewards of more steps than the last")
+        if self.credit == "gain" and (self.dense == "final" or not self.shared_noise):
+            raise ValueError("credit gain needs shared_noise and the rewards of more steps than the last")
 
 
 @dataclass(frozen=True)

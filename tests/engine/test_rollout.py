@@ -93,9 +93,11 @@ def test_branched_rollouts_are_one_up_to_the_branch_and_its_action_earns_somethi
         LearningPlan(branched=True, **wrong)
 
 
-def test_a_gain_is_over_another_reward():
-    with pytest.raises(ValueError, match=r"^credit gain needs the rewards of more steps than the last$"):
-        LearningPlan(credit="gain", dense="final")
+@pytest.mark.parametrize("wrong", [{"shared_noise": False}, {"dense": "final"}])
+def test_a_gain_is_over_another_reward_or_one_in_common(wrong):
+    message = "^credit gain needs shared_noise and the rewards of more steps than the last$"
+    with pytest.raises(ValueError, match=message):
+        LearningPlan(credit="gain", **wrong)
 
 
 def test_states_in_common_are_computed_once(model, monkeypatch):

@@ -295,11 +295,17 @@ class TestReturns:
         assert maths.align_credit(tensor([[9.0, 2.0]]), "gain").tolist() == [[2, 0]]
         assert maths.align_credit(tensor([[7.0]]), "gain").tolist() == [[0]]
 
+    @given(st.lists(SMALL, min_size=2, max_size=8))
+    def test_undiscounted_gains_add_up_to_what_is_still_to_come(self, reward):
+        returns = maths.discounted_returns(maths.align_credit(tensor(reward), "gain"), 1.0)
+        to_come = [reward[-1] - before for before in (0.0, *reward[1:-1])]
+        torch.testing.assert_close(returns[:-1], tensor(to_come), rtol=0, atol=1e-3)
+
     @given(st.lists(SMALL, min_size=3, max_size=8), st.floats(0, 1), SMALL)
-    def test_returns_of_gains_do_not_know_earlier_rewards(self, reward, gamma, other):
-        both = tensor([reward, [other, other, *reward[2:]]])
+    def test_what_all_rewards_have_in_common_is_no_gain(self, reward, gamma, common):
+        both = tensor([reward, [one + common for one in reward]])
         returns = maths.discounted_returns(maths.align_credit(both, "gain"), gamma)
-        assert torch.equal(returns[0, 2:], returns[1, 2:])
+        torch.testing.assert_close(returns[0, 1:], returns[1, 1:], rtol=0, atol=1e-3)
 
     @pytest.mark.parametrize(("gamma", "expected"), [(0.0, [1, 2, 4]), (0.5, [3, 4, 4]), (1.0, [7, 6, 4])])
     def test_returns_by_hand(self, gamma, expected):
