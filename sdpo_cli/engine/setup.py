@@ -127,7 +127,8 @@ def full_name(chosen: Chosen[Any]) -> str:
 def check_steps(objective: Objective, steps: int, place: str) -> None:
     """RecipeError where the rollouts are too short to learn from.
 
-    But with credit `current` the last action earns nothing; rollouts that share their noise share their first estimate too.
+    But with credit `current` the last action earns nothing; rollouts that share their noise share their first
+    estimate too.
     """
     if steps == 1 and (first_rewarded_step(objective.plan) > 0 or objective.plan.shared_noise):
         fault = "no action of a 1-step rollout earns a reward of its own"

@@ -16,9 +16,9 @@ def align_credit(reward: Float[Tensor, "*batch S"], credit: Credit) -> Float[Ten
 
     `current`: r(i) = R(i), of the x0 computed from x_i, before action i's noise is drawn.
     `next`: r(i) = R(i + 1), of the x0 that action i leads to; the last action leads to none and gets 0.
-    `gain`: r(i) = R(i + 1) - R(i), by how much action i changes it; with γ 1 the return is R(S - 1) - R(i). What earlier
-    actions did is not in it. r(0) = R(1): R(0) is never asked for, since rollouts that share their first state have it
-    in common; it stays in the deviation by which step 0's advantages are divided.
+    `gain`: r(i) = R(i + 1) - R(i), by how much action i changes it; with γ 1 the return is R(S - 1) - R(i). What
+    earlier actions did is not in it. r(0) = R(1): R(0) is never asked for, since rollouts that share their first state
+    have it in common; it stays in the deviation by which step 0's advantages are divided.
     Source: the published code is `current`, though action i cannot change R(i); reward gains as dense rewards are
     DenseGRPO's, arXiv 2601.20218, there of estimates found by solving the ODE on, in groups and without γ.
     """
