@@ -15,7 +15,7 @@ REWARDS = {
 MEASURES = {"style": "emoji-style", "jpeg": "jpeg-incompressibility", "colour": "colorfulness"}
 SDPO = ("objective.sdpo.clip=5e-3", "objective.sdpo.gamma=0.9", "objective.sdpo.antithetic=true")
 FINAL = "objective.sdpo.dense.mode=final"
-BRANCHED, UNBRANCHED = "objective.sdpo.branched=true", "objective.sdpo.branched=false"
+BRANCHED = "objective.sdpo.branched=true"
 OWN_NOISE = "objective.sdpo.antithetic=false"
 EXACT, GAMMA_0 = "objective.sdpo.dense.mode=exact", "objective.sdpo.gamma=0"
 CREDIT_GAIN, CURRENT = "objective.sdpo.credit=gain", "objective.sdpo.credit=current"
@@ -65,19 +65,19 @@ METHODS = {
 }
 THREE = (*SDPO, FINAL, "rollout.steps=3", "train.learning_rate=6e-3")
 SMALL: Arms = {
-    "sdpo": ("sdpo", (*THREE, UNBRANCHED)),
+    "sdpo": ("sdpo", THREE),
     "ddpo": ("ddpo", (HALVES, "objective.ddpo.clip=1e-3", "train.learning_rate=1e-2")),
-    "prdp": ("prdp", (HALVES, "objective.prdp.clip=5e-3", "train.learning_rate=6e-3")),
-    "d3po": ("d3po", ("objective.d3po.antithetic=true", "train.learning_rate=3e-3")),
+    "prdp": ("prdp", (HALVES, "rollout.steps=2", "objective.prdp.clip=5e-3", "train.learning_rate=3e-3")),
+    "d3po": ("d3po", ("rollout.steps=2", "train.learning_rate=2e-2")),
     "grpo": ("grpo", ("train.batch=4", "objective.grpo.clip=5e-3", "train.learning_rate=6e-3")),
 }
 COSINE = ("objective.sdpo.dense.anchor=interior", "objective.sdpo.dense.predictor=cosine")
-DENSE = (*SDPO, UNBRANCHED, "rollout.steps=4", "train.learning_rate=3e-3")
+DENSE = (*SDPO, "rollout.steps=4", "train.learning_rate=3e-3")
 PARTS: Arms = {
     "sdpo": ("sdpo", (*THREE, BRANCHED)),
     "own-noise": ("sdpo", (*THREE, BRANCHED, OWN_NOISE)),
-    "unbranched": ("sdpo", (*THREE, UNBRANCHED)),
-    "unbranched-own-noise": ("sdpo", (*THREE, UNBRANCHED, OWN_NOISE)),
+    "unbranched": ("sdpo", THREE),
+    "unbranched-own-noise": ("sdpo", (*THREE, OWN_NOISE)),
     "every-reward": ("sdpo", (*THREE, BRANCHED, EXACT)),
     "steps-4": ("sdpo", (*THREE, BRANCHED, "rollout.steps=4")),
     "steps-8": ("sdpo", (*THREE, BRANCHED, "rollout.steps=8")),
@@ -145,11 +145,10 @@ FIFTY = at_rates(
         "dense": ("sdpo", SDPO, ("1e-3", "2e-3")),
     },
 )
-PREDICTORS = at_rates(
-    16,
-    {
-        "published": ("sdpo", (*SDPO, "objective.sdpo.dense.anchor=any", COSINE[1]), ("1e-3",)),
-        "interior": ("sdpo", (*SDPO, *COSINE), ("1e-3",)),
-        "interior-current": ("sdpo", (*SDPO, *COSINE, CURRENT), ("1e-3",)),
-    },
-)
+LONG = (*SDPO, "rollout.steps=16", "train.learning_rate=1e-3")
+PREDICTORS: Arms = {
+    "published": ("sdpo", (*LONG, "objective.sdpo.dense.anchor=any", COSINE[1])),
+    "interior": ("sdpo", (*LONG, *COSINE)),
+    "interior-current": ("sdpo", (*LONG, *COSINE, CURRENT)),
+}
+"""Of the published predictor and the one before the default; the default and no dense rewards are in `SIXTEEN`."""

@@ -1,4 +1,4 @@
-"""The study behind docs/evidence.md: `python docs/evidence/study.py --workers 32 --gpus 2 --out study`.
+"""The study behind docs/evidence.md: `python docs/evidence/study.py --workers 44 --gpus 2 --out study`.
 
 On every reward each method's settings are searched for, as many for each, with seeds used for nothing else: all with
 one, the better ones with three; then each runs with its best and three other seeds. Beside that SDPO's parts are
@@ -131,7 +131,7 @@ def main() -> None:
     if told.small:
         compare(told.out / "small", "style", SMALL, machine, "--seeds=1", "--budget=images=256")
         return
-    each = machine.share(len(REWARDS))
+    each = machine.share(len(REWARDS) + 1)
     with ThreadPoolExecutor(len(REWARDS) + 1 if told.workers > 1 else 1) as pool:
         made = [pool.submit(methods_of, told.out, reward, each) for reward in REWARDS]
         made.append(pool.submit(parts, told.out, each))

@@ -1,6 +1,7 @@
-"""The arms that docs/evidence.md is made of are still recipes, and differ from each other."""
+"""The page of evidence says what the stored results say, and the arms that made them are still recipes."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import pytest
 from sdpo_cli.recipe import long_form
 from sdpo_cli.registry import load_recipe
 
-PLACE = Path(__file__).parents[2] / "docs" / "evidence" / "arms.py"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def arms_module():
-    spec = importlib.util.spec_from_file_location("arms", PLACE)
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / "evidence" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["arms"] = module
+    sys.modules[name] = module  # one script imports the other by this name
     spec.loader.exec_module(module)
     return module
 
 
-ARMS = arms_module()
+ARMS, TABLES = script("arms"), script("tables").TABLES
 SEARCHED = {
     f"{name}.{number}": (method.objective, (*method.own, *settings))
     for name, method in ARMS.METHODS.items()
@@ -43,3 +44,25 @@ def test_every_arm_of_the_study_is_a_recipe_of_its_own(arms):
 
 def test_every_method_is_searched_in_as_many_settings():
     assert {len(method.settings()) for method in ARMS.METHODS.values()} == {12}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_page_has_the_table_that_the_results_make(name):
+    assert "\n".join(TABLES[name]()) in (DOCS / "evidence.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "arms"),
+    [
+        *((reward, ARMS.METHODS) for reward in ARMS.REWARDS),
+        ("parts-style", ARMS.PARTS),
+        ("changes", ARMS.CHANGES),
+        ("credit-style", ARMS.CREDIT),
+        ("steps-16", ARMS.SIXTEEN),
+        ("steps-50", ARMS.FIFTY),
+        ("small", ARMS.SMALL),
+    ],
+)
+def test_the_results_are_of_the_study_s_arms(file, arms):
+    runs = json.loads((DOCS / "evidence" / "results" / f"{file}.json").read_text())["runs"]
+    assert {run["arm"] for run in runs} == set(arms)
