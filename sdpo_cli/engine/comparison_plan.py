@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdpo_cli.api import ObjectiveSpec
 from sdpo_cli.engine.artifacts import is_run
 from sdpo_cli.engine.comparison import Holding
 from sdpo_cli.errors import RecipeError, UsageError
 from sdpo_cli.recipe import Recipe, did_you_mean, shipped_recipes
 from sdpo_cli.recipe.source import find_recipe
-from sdpo_cli.registry import DIVERSITY, ResolvedRecipe, distinct_rewards, load_recipe
+from sdpo_cli.registry import DIVERSITY, ResolvedRecipe, distinct_rewards, load_recipe, load_registry
 
 RUNS_WORD = "folders that `sdpo train` wrote"
 
@@ -60,9 +61,13 @@ def is_recipe(source: str) -> bool:
 
 
 def check_arms(source: str, arms: Sequence[Arm], shared: Sequence[str], holding: Holding | None) -> None:
-    """RecipeError where the recipe of a part is faulty, UsageError where a part does not measure what is to hold."""
+    """RecipeError where the recipe of a part is faulty.
+
+    UsageError where there is no such objective, or a part does not measure what is to hold.
+    """
     usual = load_recipe(source, [*OVERRIDES, *shared])
     for arm in arms:
+        load_registry().find(ObjectiveSpec, arm.objective, "--objectives")
         check_holding(holding, measured_names(load_recipe(source, arm_overrides(usual.recipe, arm, shared))))
 
 

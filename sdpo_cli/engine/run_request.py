@@ -39,7 +39,8 @@ def find_run(named: Path | None, latest: Path | None) -> RunFolder:
         raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder")
     folder = RunFolder(path)
     if not folder.recipe.is_file():
-        raise UsageError("holds no run", place=str(path), remedy="name a folder that `sdpo train` wrote")
+        fault = "holds no run" if path.exists() else "no such folder"
+        raise UsageError(fault, place=str(path), remedy="name a folder that `sdpo train` wrote")
     return folder
 
 

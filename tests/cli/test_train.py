@@ -153,6 +153,10 @@ REFUSED = {
     "not a run": (
         ["train", "--resume", "--out", "."], 2, ".: holds no run; name a folder that `sdpo train` wrote",
     ),
+    "no run there": (
+        ["train", "--resume", "runs/nope"], 2,
+        "runs/nope: no such folder; name a folder that `sdpo train` wrote",
+    ),
     "recipe and resume": (
         ["train", "small.yaml", "--resume"], 2,
         "small.yaml: holds no run; name a folder that `sdpo train` wrote",

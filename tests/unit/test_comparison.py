@@ -20,11 +20,19 @@ from sdpo_cli.engine.comparison import (
     tabulate,
     value_at,
 )
-from sdpo_cli.engine.comparison_plan import Arm, Budget, check_holding, parse_arms, parse_budget, parse_holding
+from sdpo_cli.engine.comparison_plan import (
+    Arm,
+    Budget,
+    check_arms,
+    check_holding,
+    parse_arms,
+    parse_budget,
+    parse_holding,
+)
 from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading, main_table
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
-from sdpo_cli.errors import ArtifactError, SdpoError, UsageError
+from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
 from sdpo_cli.registry import load_recipe
 
 KEY = (4, "style")
@@ -263,9 +271,15 @@ def test_folders_of_one_name_are_told_apart():
     assert short_names(paths) == dict(zip(paths, ["a/runs/sdpo", "b/runs/sdpo", "ddpo"], strict=True))
 
 
-def test_faults_of_a_part_are_those_of_a_recipe(tmp_path):
-    with pytest.raises(SdpoError, match=r"quickstart: objective: no objective named 'ddqo'; did you mean ddpo\?"):
-        planned(tmp_path, "sdpo,ddqo", Budget("images", 64))
+def test_a_part_without_an_objective_and_one_with_a_faulty_recipe():
+    with pytest.raises(UsageError) as unknown:
+        check_arms("quickstart", *parse_arms("sdpo,other=ddop", []), None)
+    assert str(unknown.value) == (
+        "--objectives: no objective named 'ddop'; did you mean ddpo? installed: d3po, ddpo, grpo, prdp, rebel, sdpo"
+    )
+    with pytest.raises(RecipeError) as faulty:
+        check_arms("quickstart", *parse_arms("sdpo,ddpo", ["ddpo:objective.ddpo.clip=-1"]), None)
+    assert str(faulty.value) == "quickstart: objective.ddpo.clip: -1 should be at least 0"
 
 
 @pytest.mark.parametrize(
