@@ -31,9 +31,9 @@ def print_report(report: "EvaluationReport") -> None:
         table.add_row("diversity", str(one.steps), f"{one.base:.3f}", *after)
     Console(markup=False, highlight=False).print(table)
     unit = "95 % intervals over prompts; improved: share of pictures that score higher than before"
-    print(unit if tuned else "95 % intervals over prompts")
+    print(paragraph(unit if tuned else "95 % intervals over prompts"))
     if report.diversity:
-        print(f"diversity: {report.diversity[0].measure}, among pictures of one prompt")
+        print(paragraph(f"diversity: {report.diversity[0].measure}, among pictures of one prompt"))
 
 
 def print_cells(found: "Sequence[Cell]") -> None:
@@ -58,9 +58,9 @@ def print_cells(found: "Sequence[Cell]") -> None:
         mine = [cell for cell in found if cell.arm == arm]
         styles = ["bold" if arm in leaders[cell.steps] else "" for cell in mine]
         table.add_row(arm, *(Text(written(cell, bold=False), style) for cell, style in zip(mine, styles, strict=True)))
-    print(heading(found[0]))
+    print(paragraph(heading(found[0])))
     Console(markup=False, highlight=False).print(table)
-    print("mean ± standard deviation over seeds; bold: the highest, and all whose deviation overlaps its")
+    print(paragraph("mean ± standard deviation over seeds; bold: the highest, and all whose deviation overlaps its"))
 
 
 def cells(result: "StepResult") -> list[str]:

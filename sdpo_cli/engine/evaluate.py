@@ -1,6 +1,6 @@
 """Base model and adapter on the same prompts and seeds, by true k-step sampling."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,12 +89,22 @@ def evaluate(
     evaluation's, to save the work.
     """
     conditioning = encode_distinct(model, [prompt.text for prompt in plan.pictured])
+    sides = [*([] if base else ["base"]), *(["tuned"] if model.trainable() else [])]
+    stages = evaluation_stages(sides, plan.steps)
     with model.without_adapter():
-        base = base or (yield from draw_side(model, rewards, plan, conditioning, "base", shown))
+        base = base or (yield from draw_side(model, rewards, plan, conditioning, stages, shown))
     tuned = None
     if model.trainable():
-        tuned = yield from draw_side(model, rewards, plan, conditioning, "tuned", shown)
+        tuned = yield from draw_side(model, rewards, plan, conditioning, stages, shown)
     return Evaluation(report_of(rewards, plan, base, tuned, adapter), base, tuned)
+
+
+def evaluation_stages(sides: Sequence[str], steps: Sequence[int]) -> Iterator[StageStarted]:
+    """What is said before each part of an evaluation: which model, how many steps, and how many parts there are."""
+    parts = [(side, count) for side in sides for count in steps]
+    for number, (side, count) in enumerate(parts, start=1):
+        what = f"{side} model, {count} step{'s' if count > 1 else ''} ({number} of {len(parts)})"
+        yield StageStarted("evaluate", 0, 0, what)
 
 
 def draw_side(
@@ -102,13 +112,13 @@ def draw_side(
     rewards: Sequence[LoadedReward],
     plan: Plan,
     conditioning: Conditioning,
-    side: str,
+    stages: Iterator[StageStarted],
     shown: int,
 ) -> Generator[Event, None, Side]:
-    """The model as it is now at every step count."""
+    """The model as it is now at every step count, the next of `stages` said before each."""
     drawn = {}
     for steps in plan.steps:
-        yield StageStarted("evaluate", 0, 0, f"{side} model, {steps} step{'s' if steps > 1 else ''}")
+        yield next(stages)
         drawn[steps] = draw_and_score(model, rewards, plan, conditioning, steps, shown)
     return drawn
 

@@ -21,6 +21,7 @@ SMALL = [
 
 def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "prompts.txt").write_text("owl\nbee\n")
     shutil.copy(shipped("quickstart"), tmp_path / "small.yaml")
     assert main(["compare", "small.yaml", *SMALL]) == 0
@@ -29,6 +30,7 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     table = (out / "comparison.md").read_text()
     assert table.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
     assert said.splitlines()[0] == "colorfulness, after 8 pictures"
+    assert max(map(len, said.splitlines())) <= 80
     (value,) = re.findall(r"\| d3po \| (.*) \|", table.split("\n\n")[0])
     assert re.search(rf"│ d3po +│ +{re.escape(value)} │", said)
     found = json.loads((out / "comparison.json").read_text())

@@ -15,6 +15,7 @@ def train(*settings: str) -> int:
 def test_the_terminal_the_report_and_the_card_say_which_epoch_is_kept_and_why(workplace, capsys):
     assert train(RULES.replace("LIMIT", "-1")) == 0
     run, err = workplace / "runs" / "small", capsys.readouterr().err.splitlines()
+    assert "evaluate: tuned model, 1 step (1 of 1)" in err, "the base model's pictures are there already"
     lines = [line for line in err if line.startswith(("guard, ", "Kept: "))]
     assert len(lines) == 3
     best = [json.loads(line)["best"] for line in (run / "guard.jsonl").read_text().splitlines()][-1]

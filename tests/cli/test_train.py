@@ -51,14 +51,20 @@ def test_the_report_compares_the_same_pictures_before_and_after(trained):
     assert {row["measure"] for row in report["diversity"]} == {"1 - cosine of emoji-clip embeddings"}
 
 
-def test_plain_lines_when_stderr_is_no_terminal_and_a_table_on_stdout(workplace, capfd):
+def test_plain_lines_when_stderr_is_no_terminal_and_a_table_on_stdout(workplace, monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["train", "small.yaml", "--set", "train.epochs=1"]) == 0
     out, err = capfd.readouterr()
     beginning = ["load: rewards colorfulness, emoji-clip", "load: model emoji-turbo", "epoch 1/1: rollout"]
     assert err.splitlines()[:3] == beginning
     assert re.search(r"\nepoch 1/1 +4 images +[\d.]+/s  reward +[\d.]+ +then eval\n", err)
+    assert [line for line in err.splitlines() if line.startswith("evaluate: ")] == [
+        "evaluate: base model, 1 step (1 of 4)", "evaluate: base model, 2 steps (2 of 4)",
+        "evaluate: tuned model, 1 step (3 of 4)", "evaluate: tuned model, 2 steps (4 of 4)",
+    ]  # fmt: skip
     assert "torchvision" not in err
     assert re.search(r"colorfulness +│ +1 │", out)
+    assert max(map(len, out.splitlines())) <= 80
     assert "Before and after: runs/small/before-after.png" in out
     assert "sdpo sample runs/small" in out
 
