@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.lora_file import (
-    WEIGHTS,
     Lora,
     LoraFile,
     OtherFormError,
@@ -27,6 +26,7 @@ from sdpo_cli.api.lora_file import (
     from_kohya,
     read_lora,
 )
+from sdpo_cli.api.lora_place import WEIGHTS
 from sdpo_cli.api.tensors import AdapterOptions
 from sdpo_cli.errors import ArtifactError, UsageError
 from sdpo_cli.errors import first_line as first_line

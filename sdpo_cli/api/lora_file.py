@@ -16,9 +16,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdpo_cli.errors import ArtifactError, UsageError, first_line
+from sdpo_cli.api.lora_place import find_lora
+from sdpo_cli.errors import ArtifactError, first_line
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 SUFFIX = re.compile(r"(.+)\.(?:lora_(A|B|down|up)\.weight|(alpha))")
 MATRICES = (("lora_down", "lora_up"), ("lora_A", "lora_B"))
@@ -162,27 +162,6 @@ def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if down in scaled and up in scaled:
                 scaled[up] = scaled[up] * (scaled.pop(key).item() / len(scaled[down]))
     return scaled
-
-
-def find_lora(path: Path) -> Path:
-    """The LoRA file that `path` is, or holds as diffusers names it.
-
-    UsageError where nothing is there, ArtifactError where it is no LoRA.
-    """
-    if path.is_dir():
-        if (path / WEIGHTS).is_file():
-            return path / WEIGHTS
-        pickled = any(path.glob("*.bin"))
-        fault = "only pickled weights, which are never loaded" if pickled else f"no {WEIGHTS} in this folder"
-        remedy = "save the LoRA anew as safetensors" if pickled else "name a folder that holds a trained adapter"
-        raise ArtifactError(fault, place=str(path), remedy=remedy)
-    if not path.is_file():
-        remedy = "name a run, an adapter's folder or a .safetensors file"
-        raise UsageError("no such file or folder", place=str(path), remedy=remedy)
-    if path.suffix != ".safetensors":
-        fault = "not a .safetensors file; pickles are never loaded"
-        raise ArtifactError(fault, place=str(path), remedy="save the LoRA anew as safetensors")
-    return path
 
 
 def read_lora(path: Path) -> LoraFile:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from sdpo_cli.engine.compare import Compared
 
 OBJECTIVES = "sdpo,ddpo,prdp,d3po,grpo"
+HoldingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MEASURE=FALL",
+        help="Show too the highest reward before MEASURE falls by more than FALL below the base model.",
+    ),
+]
 
 
 def compare(
@@ -27,13 +34,7 @@ def compare(
         str | None, typer.Option(help="Step counts, as in 1,2,4; default: the recipe's.", show_default=False)
     ] = None,
     points: Annotated[int, typer.Option(min=1, help="Evaluations along each run.")] = 4,
-    holding: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MEASURE=FALL",
-            help="Show too the highest reward before MEASURE falls by more than FALL below the base model.",
-        ),
-    ] = None,
+    holding: HoldingOption = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, of one alone with NAME:FIELD=VALUE."),
@@ -59,21 +60,20 @@ def compare(
     from sdpo_cli.engine.artifacts import new_folder
     from sdpo_cli.engine.comparison_plan import check_arms, check_sources, parse_arms, parse_budget, parse_holding
 
-    runs, held, spent = check_sources(sources), parse_holding(holding) if holding else None, parse_budget(budget)
+    held, spent = parse_holding(holding) if holding else None, parse_budget(budget)
     counts = [f"eval.steps={list(step_counts(steps))}"] if steps else []
     arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
-    if runs:
+    if check_sources(sources):
         folder = new_folder(out, Path("comparisons") / "runs")
+        from sdpo_cli.engine.compare import compare_runs  # imports torch, which takes seconds
+
+        events = compare_runs([Path(one) for one in sources], folder, held)
     else:
         folder = out or Path("comparisons") / Path(sources[0]).stem
         check_arms(sources[0], arms, shared, held)
-    from sdpo_cli.engine.compare import compare as carry_out  # imports torch, which takes seconds
-    from sdpo_cli.engine.compare import compare_runs, plan_trials
+        from sdpo_cli.engine.compare import compare_trials, plan_trials
 
-    if runs:
-        events = compare_runs([Path(one) for one in sources], folder, held)
-    else:
-        events = carry_out(plan_trials(sources[0], arms, shared, seeds, spent, points, folder), folder, held)
+        events = compare_trials(plan_trials(sources[0], arms, shared, seeds, spent, points, folder), folder, held)
     print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)
 
 

@@ -60,7 +60,12 @@ def recipe_changes(written: Recipe, wanted: Recipe) -> Differences:
     """The fields that differ and decide something of what was trained, or of what the guard has compared."""
     free = HANDLING | {"eval.batch", "guard.rollback"}
     guarded = written.guard.on or wanted.guard.on
-    said = differences(long_form(written), long_form(wanted), free if guarded else free | WATCHED)
+    return meant_otherwise(written, wanted, free if guarded else free | WATCHED)
+
+
+def meant_otherwise(written: Recipe, wanted: Recipe, free: Collection[str] = ()) -> Differences:
+    """The fields that two recipes say otherwise and mean otherwise, without those in `free`."""
+    said = differences(long_form(written), long_form(wanted), free)
     before, after = lora_in_effect(written), lora_in_effect(wanted)
     return {path: pair for path, pair in said.items() if path not in before or before[path] != after[path]}
 

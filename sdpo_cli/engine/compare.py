@@ -93,7 +93,9 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
     return [f"rollout.pairs={pairs}", f"train.batch={batch}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
 
 
-def compare(trials: Sequence[Trial], out: Path, holding: Holding | None = None) -> Generator[Event, None, Compared]:
+def compare_trials(
+    trials: Sequence[Trial], out: Path, holding: Holding | None = None
+) -> Generator[Event, None, Compared]:
     """Make the runs that are missing, and show what all of them reached, and how far while `holding` held."""
     elsewhere: list[Trial] = []
     for number, trial in enumerate(trials, start=1):

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.finetune import WEIGHTS as FULL_WEIGHTS
-from sdpo_cli.api.lora_file import WEIGHTS, from_diffusers, kohya_tensors, read_lora
+from sdpo_cli.api.lora_file import from_diffusers, kohya_tensors, read_lora
+from sdpo_cli.api.lora_place import WEIGHTS
 from sdpo_cli.api.tensors import Mergeable
 from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.engine.artifacts import RunFolder, library_versions

@@ -61,10 +61,10 @@ def resume(
 ) -> Generator[Event, None, Trained]:
     """Go on with the run in `folder`, its recipe changed by `settings`. Errors as of `read_resumption`."""
     with locked(folder.path):
-        resolved, resumption = read_resumption(folder, settings, overrides)
+        reread = read_resumption(folder, settings, overrides)
         yield StageStarted("load", 0, 0)
-        setup = yield from load_setup(resolved)
-        return (yield from carry_out(setup, folder, resumption))
+        setup = yield from load_setup(reread.wanted)
+        return (yield from carry_out(setup, folder, reread.resumption))
 
 
 def carry_out(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, Trained]:

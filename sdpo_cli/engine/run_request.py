@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo_cli.engine.artifacts import LATEST, RUNS, RunFolder, check_out, read_epochs
-from sdpo_cli.engine.changes import Resumption, by_path, check_said, check_same_run, newer_options
+from sdpo_cli.api.lora_place import find_lora
+from sdpo_cli.engine.artifacts import LATEST, RUNS, RunFolder, adapter_place, check_out, read_epochs
+from sdpo_cli.engine.changes import Resumption, by_path, check_said, check_same_run, meant_otherwise, newer_options
 from sdpo_cli.engine.files import read_text
 from sdpo_cli.engine.guarding import check_kept, judgements
 from sdpo_cli.engine.records import EvaluationReport, from_json
 from sdpo_cli.errors import UsageError
-from sdpo_cli.recipe import Recipe, long_form, read_recipe
-from sdpo_cli.registry import ResolvedRecipe, load_recipe
+from sdpo_cli.recipe import Recipe, read_recipe
+from sdpo_cli.registry import ResolvedRecipe, resolve
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,24 @@ class Trained:
     report: EvaluationReport
 
 
+@dataclass(frozen=True)
+class Reread:
+    """The recipe of a run as it was written, as it is wanted now, and how the run is gone on with."""
+
+    written: Recipe
+    wanted: ResolvedRecipe
+    resumption: Resumption
+
+
 def check_start(resolved: ResolvedRecipe, out: Path | None) -> str:
-    """The name of a new run. UsageError where it cannot be made in `out`."""
-    name = resolved.recipe.name or "run"
+    """The name of a new run.
+
+    UsageError where it cannot be made in `out`, or there is no adapter to start from; ArtifactError where that is none.
+    """
+    name, begun = resolved.recipe.name or "run", resolved.recipe.model.lora.start
     check_out(out, name)
+    if begun:
+        find_lora(adapter_place(Path(begun)))
     return name
 
 
@@ -44,20 +59,17 @@ def find_run(named: Path | None, latest: Path | None) -> RunFolder:
     return folder
 
 
-def read_resumption(
-    folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()
-) -> tuple[ResolvedRecipe, Resumption]:
-    """The recipe of a run, changed by `settings`, and what of it changes.
+def read_resumption(folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()) -> Reread:
+    """The recipe of a run, and what of it `settings` change.
 
     RecipeError where one changes what was trained by, and is not in a field that `overrides` names, or where a plug-in
     has an option now that it had not.
     """
-    place = str(folder.recipe)
-    written, wanted = load_recipe(folder.recipe), load_recipe(folder.recipe, settings)
-    newer = newer_options(read_recipe(folder.recipe).raw, written.recipe)
-    said = by_path(read_recipe(folder.recipe, settings).raw)
+    place, read = str(folder.recipe), (read_recipe(folder.recipe), read_recipe(folder.recipe, settings))
+    written, wanted = (resolve(one.raw, one.place, one.folder, faults=one.faults) for one in read)
+    newer, said = newer_options(read[0].raw, written.recipe), by_path(read[1].raw)
     check_said({path: value for path, value in newer.items() if path not in said}, place)
-    return wanted, check_same_run(written.recipe, wanted.recipe, place, overrides, newer)
+    return Reread(written.recipe, wanted, check_same_run(written.recipe, wanted.recipe, place, overrides, newer))
 
 
 def finished_run(folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()) -> Trained | None:
@@ -65,12 +77,13 @@ def finished_run(folder: RunFolder, settings: Sequence[str], overrides: Sequence
 
     Errors as of `read_resumption`, and TrainingError where it ended with no epoch worth keeping.
     """
-    wanted, _ = read_resumption(folder, settings, overrides)
-    results = (folder.evaluation, folder.page, folder.grid, folder.adapter)
-    unchanged = long_form(wanted.recipe) == long_form(load_recipe(folder.recipe).recipe)
-    if not unchanged or not all(path.exists() for path in results) or not is_trained(folder, wanted.recipe):
+    reread = read_resumption(folder, settings, overrides)
+    recipe, results = reread.wanted.recipe, (folder.evaluation, folder.page, folder.grid, folder.adapter)
+    if meant_otherwise(reread.written, recipe) or not all(path.exists() for path in results):
         return None
-    check_kept(folder, wanted.recipe)
+    if not is_trained(folder, recipe):
+        return None
+    check_kept(folder, recipe)
     return Trained(folder, from_json(read_text(folder.evaluation), str(folder.evaluation)))
 
 

@@ -10,7 +10,10 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditio
 from PIL import Image
 
 from sdpo_cli.builtin.models import EMOJI_TURBO
+from sdpo_cli.engine.run_request import check_start
+from sdpo_cli.errors import SdpoError
 from sdpo_cli.main import main
+from sdpo_cli.registry import load_recipe
 
 RUN = ("runs", "small")
 
@@ -233,7 +236,10 @@ def test_a_lora_that_cannot_be_started_from(workplace, capsys, case):
     (workplace / "few").mkdir()
     start, message = STARTS[case]
     (workplace / "more.yaml").write_text(FULL.replace("train: full", f"lora: {{start: {start}}}"))
-    assert main(["train", "more.yaml", "--out", "run", "--quiet"]) == (2 if case == "none" else 4)
+    with pytest.raises(SdpoError) as fault:  # before torch is loaded
+        check_start(load_recipe("more.yaml"), None)
     place = message.format(folder=workplace) if case != "none" else message.removeprefix("{folder}/")
+    assert str(fault.value) == place
+    assert main(["train", "more.yaml", "--out", "run", "--quiet"]) == (2 if case == "none" else 4)
     assert capsys.readouterr().err == f"error: {place}\n"
     assert not (workplace / "run").exists()

@@ -127,7 +127,7 @@ def test_an_overridden_field_is_recorded_and_shown_wherever_the_run_is(workplace
 def test_a_finished_run_is_shown_again_and_rebuilt_only_where_something_of_it_is_gone(workplace, trained, capsys):
     run = shutil.copytree(trained / "runs" / "small", workplace / "run")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    resume = ["train", "--resume", "run", "--set", "train.epochs=2"]
+    resume = ["train", "--resume", "run", "--set", "train.epochs=2", "--set", "model.lora.rank=8"]  # as null means
     program = "import sys; from sdpo_cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program, *resume], capture_output=True, text=True)
     assert shown.stderr == "run: trained and evaluated already; train on with --set train.epochs=N\n"

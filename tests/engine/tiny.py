@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import sdpo_cli
 from sdpo_cli.api import LoadContext, Prompt
-from sdpo_cli.api.lora_file import WEIGHTS
+from sdpo_cli.api.lora_place import WEIGHTS
 from sdpo_cli.api.tensors import AdapterOptions, ScoreRequest, ScoreResult
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
