@@ -32,6 +32,7 @@ from sdpo_cli.engine.events import Event, FileWritten, Note
 from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.guarding import evaluation_path
 from sdpo_cli.engine.locking import InUseError, locked
+from sdpo_cli.engine.setup import check_steps
 from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError, one_line
 from sdpo_cli.recipe import Recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
@@ -77,9 +78,11 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
     """The overrides that let a run spend the budget and evaluate on the way.
 
     An epoch has `images` pictures, unless its recipe has other pairs than the `usual` one, and an optimiser step as
-    many as in the usual one, unless its recipe says otherwise.
+    many as in the usual one, unless its recipe says otherwise. RecipeError where its rollouts are too short.
     """
-    recipe, plan = resolved.recipe, resolved.objective.load(LoadContext()).plan
+    recipe, objective = resolved.recipe, resolved.objective.load(LoadContext())
+    check_steps(objective, recipe.rollout.steps, resolved.place)
+    plan = objective.plan
     pairs, batch = recipe.rollout.pairs, recipe.train.batch
     if pairs == usual.rollout.pairs:
         pairs = max(1, images // plan.rollouts)

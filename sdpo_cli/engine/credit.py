@@ -6,6 +6,7 @@ Source: arXiv 2411.11727, parts 2 and 3 of SDPO.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 
 import torch
@@ -116,16 +117,18 @@ def queried_steps(rollouts: Rollouts, plan: LearningPlan) -> Int[Tensor, "R B K"
     return wanted.expand(*rollouts.x0.shape[:2], -1)
 
 
-def queries_per_prompt(plan: LearningPlan, steps: int) -> int:
+def queries_per_prompt(plan: LearningPlan, steps: int) -> Fraction:
     """Pictures that are decoded and scored for one prompt of an epoch, before any is drawn.
 
-    Exact but for the anchor rule `any`, whose anchor may fall on an end, and for branched rollouts, which may have a
-    queried step in common; then it is the most there can be.
+    Of branched rollouts, which have the queried steps up to the branch in common, the mean over all branches, if every
+    step draws noise. Where the anchor is searched it is taken for the middle one: with the rule `any`, whose anchor may
+    fall on an end, the most there can be.
     """
-    first = first_rewarded_step(plan)
-    each = {"final": 1, "exact": steps - first, "anchors": min(3, steps - first)}[plan.dense]
-    shared = plan.shared_noise and first == 0 and (plan.dense != "final" or steps == 1)
-    return plan.rollouts * each - (plan.rollouts - 1 if shared else 0)
+    first, last = first_rewarded_step(plan), steps - 1
+    queried = {"final": {last}, "exact": {*range(first, steps)}, "anchors": {first, (first + last) // 2, last}}
+    common = range(1, steps - first + 1) if plan.branched else [int(plan.shared_noise)]
+    shared = sum(step < count for step in queried[plan.dense] for count in common)
+    return plan.rollouts * len(queried[plan.dense]) - Fraction((plan.rollouts - 1) * shared, len(common))
 
 
 def shared_steps(common: Int[Tensor, " B"], like: Shaped[Tensor, "R B S"]) -> Bool[Tensor, "B S"]:

@@ -249,6 +249,14 @@ def test_a_budget_of_queries_pays_for_fewer_pictures_where_each_asks_more(tmp_pa
     assert recipes["ddpo8"].rollout.pairs == 8
 
 
+def test_a_part_whose_rollouts_are_too_short_is_refused_before_any_run_is_made(tmp_path):
+    with pytest.raises(RecipeError) as fault:
+        planned(tmp_path, "ddpo,sdpo", Budget("queries", 64), "sdpo:rollout.steps=1")
+    assert str(fault.value) == (
+        "quickstart: rollout.steps: no action of a 1-step rollout earns a reward of its own; use 2 or more steps"
+    )
+
+
 def test_a_part_of_other_pairs_keeps_them_however_they_are_written(tmp_path):
     (own, usual) = planned(tmp_path, "own=sdpo,sdpo", Budget("images", 64), "own:rollout={pairs: 8, steps: 3}")[:2]
     assert (own.resolved.recipe.rollout.pairs, usual.resolved.recipe.rollout.pairs) == (8, 16)
@@ -293,6 +301,10 @@ def test_a_part_without_an_objective_and_one_with_a_faulty_recipe():
         (LearningPlan(dense="exact"), 8, 14),
         (LearningPlan(dense="exact", credit="current"), 8, 15),
         (LearningPlan(dense="final", rollouts=8), 4, 8),
+        (LearningPlan(branched=True), 2, 2),
+        (LearningPlan(branched=True), 4, 5),  # 6, 5 or 4: steps 1 to 3 are queried, those before the branch once
+        (LearningPlan(branched=True, dense="exact"), 8, 11),  # 14 to 8
+        (LearningPlan(branched=True, dense="final"), 4, 2),
     ],
 )
 def test_queries_are_foreseen(plan, steps, expected):
