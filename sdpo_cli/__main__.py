@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sdpo_cli.engine.signals import stop_asked
@@ -18,21 +19,31 @@ SIGNALLED = 128
 class Outlet(io.FileIO):
     """A standard stream that goes silent where its terminal has been closed, and never fails once a stop is asked for.
 
-    A write to a closed terminal may fail before its SIGHUP arrives; that signal is what stops the work.
+    A write to a closed terminal may fail before its SIGHUP arrives; that signal is what stops the work. A full disk
+    fails once: what is said of that, or left for the end, must not fail again.
     """
+
+    failed = False
+    """Whether a write of either stream has failed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
         self._terminal = self.isatty()
 
     def write(self, data: Any) -> int | None:
-        """As of FileIO; what nobody is to get counts as written."""
+        """As of FileIO; what nobody is to get counts as written. ArtifactError where it cannot be, but to a pipe."""
         try:
             return super().write(data)
         except OSError as fault:
-            if stop_asked() or (self._terminal and fault.errno == errno.EIO):
+            if Outlet.failed or stop_asked() or (self._terminal and fault.errno == errno.EIO):
                 return memoryview(data).nbytes
-            raise
+            if isinstance(fault, BrokenPipeError):
+                raise
+            Outlet.failed = True
+            from sdpo_cli.engine.files import writing  # not before it is needed: --help is to be quick
+
+            with writing(Path(f"standard {'error' if self.fileno() == 2 else 'output'}")):
+                raise
 
 
 def through_outlet(stream: Any) -> Any:

@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _usage_fault(error: Exception) -> str:
     """Click's message as `fault; remedy`."""
-    message = error.format_message().replace(". Did you", "; did you").rstrip(".")
+    message = error.format_message().replace(". Did you", "; did you").replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
     remedy = f"see `{context.command_path if context else 'sdpo'} --help`"
     fault = message[:1].lower() + message[1:]

@@ -30,10 +30,11 @@ def bench(
     against: Annotated[Path | None, typer.Option(help="An earlier result to compare with.", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
 ) -> None:
-    """Measure how fast a recipe trains here: sdpo bench sd-turbo.yaml --random-weights
+    """Measure how fast a recipe trains here.
 
-    Writes nothing but what --json names. An earlier result must be of the same recipe on the same device; fields that
-    change speed alone, such as train.micro_batch and model.compile, may differ.
+    Such as: sdpo bench sd-turbo.yaml --random-weights. Writes nothing but what --json names. An earlier result must be
+    of the same recipe on the same device; fields that change speed alone, such as train.micro_batch and model.compile,
+    may differ.
     """
     from rich.console import Console
 

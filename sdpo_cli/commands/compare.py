@@ -45,7 +45,9 @@ def compare(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the table and errors.")] = False,
 ) -> None:
-    """Train a recipe under several objectives and seeds until each has spent a budget: sdpo compare quickstart
+    """Train a recipe under several objectives, at equal cost.
+
+    Such as: sdpo compare quickstart. Each run ends when it has spent the budget.
 
     An objective other than the recipe's begins with its own defaults and the recipe's learning rate; give each its own:
     --set ddpo:train.learning_rate=3e-3. Writes figures, a table and the runs. Given again it goes on where it was;
@@ -87,4 +89,4 @@ def print_comparison(found: "Compared", folder: Path, *, quiet: bool) -> None:
             f"\n{found.missing} more being made by other processes; give the command again to see them", err=True
         )
     if not quiet:
-        typer.echo(f"\nAll tables: {folder / 'comparison.md'}; figures and runs: {folder}", err=True)
+        typer.echo(f"\nAll tables, with figures and runs beside them: {folder / 'comparison.md'}", err=True)

@@ -40,9 +40,10 @@ def evaluate(
     device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the table and errors.")] = False,
 ) -> None:
-    """Compare a trained adapter with its base model at several step counts: sdpo eval --steps 1,2,4
+    """Compare an adapter with its base model by step count.
 
-    Writes report.json, values.jsonl, report.html and a picture grid. Without an adapter it measures the model alone.
+    Such as: sdpo eval --steps 1,2,4. Writes report.json, values.jsonl, report.html and a picture grid. Without an
+    adapter it measures the model alone.
     """
     from rich.console import Console
 

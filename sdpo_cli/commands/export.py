@@ -26,9 +26,10 @@ def export(
     device: DeviceOption = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the path and errors.")] = False,
 ) -> None:
-    """Write a trained adapter for other programs: sdpo export runs/quickstart --format kohya
+    """Write a trained adapter for other programs.
 
-    The folder holds the weights and, where the run is known, a model card.
+    Such as: sdpo export runs/quickstart --format kohya. The folder holds the weights and, where the run is known, a
+    model card.
     """
     from rich.console import Console
 

@@ -28,7 +28,7 @@ def new(
         Path | None, typer.Option(help="The folder to make; default: one of that name, here.", show_default=False)
     ] = None,
 ) -> None:
-    """Write an installable, tested package that works at once, to start from."""
+    """Write an installable, tested package to start from."""
     check_name(name)
     folder = out or Path(name)
     write(folder, rendered(name, kind))

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sdpo_cli.registry import Plugin, Registry
 
 app = typer.Typer(
-    rich_markup_mode=None, help="List, describe and check rewards, base models, prompt sources and objectives."
+    rich_markup_mode=None,
+    help="List, describe, check and begin plug-ins.\n\nThey are rewards, base models, prompt sources and objectives.",
 )
 
 
@@ -31,7 +32,7 @@ app = typer.Typer(
 def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """What is installed, from which distribution; and what is broken, and why."""
+    """What is installed, and what of it is broken, and why."""
     from sdpo_cli.registry import HOOKS, load_registry
 
     registry = load_registry()
@@ -53,7 +54,7 @@ def list_plugins(
 def show(
     name: Annotated[str, typer.Argument(help="NAME or DIST:NAME.", autocompletion=complete_plugin)],
 ) -> None:
-    """What a plug-in does, where it comes from, and its options with their defaults."""
+    """What a plug-in does, its source, options and defaults."""
     for index, plugin in enumerate(named(name)):
         spec = plugin.spec
         print("\n" * bool(index) + f"{spec.name}: {spec.kind}, version {spec.version}, from {plugin.origin}")

@@ -43,9 +43,10 @@ def serve_reward(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a question may take, waiting included.")] = 300.0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Serve a reward over HTTP: sdpo serve-reward pickscore --port 8765
+    """Serve a reward over HTTP.
 
-    A recipe asks it with `reward: {http: {urls: ["http://127.0.0.1:8765"]}}`. Ctrl-C or SIGTERM ends it.
+    Such as: sdpo serve-reward pickscore --port 8765. A recipe asks it with
+    `reward: {http: {urls: ["http://127.0.0.1:8765"]}}`. Ctrl-C or SIGTERM ends it.
     """
     from sdpo_cli.api.remote import Limits
     from sdpo_cli.errors import UsageError

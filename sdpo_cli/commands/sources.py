@@ -30,4 +30,4 @@ LARGEST_SEED = 2**62
 def say_fallback(asked: str | None, found: "Source", *, quiet: bool) -> None:
     """Tell on stderr when nothing was asked for and there is no run to take."""
     if asked is None and found.adapter is None and not quiet:
-        typer.echo(f"no run under runs/: taking the base model of the recipe {found.label}", err=True)
+        typer.echo(f"no latest run under runs/: taking the base model of the recipe {found.label}", err=True)

@@ -30,7 +30,7 @@ def print_report(report: "EvaluationReport") -> None:
         after = [f"{one.tuned:.3f}", f"{one.tuned - one.base:+.3f}", ""] if one.tuned is not None else []
         table.add_row("diversity", str(one.steps), f"{one.base:.3f}", *after)
     Console(markup=False, highlight=False).print(table)
-    unit = "95 % intervals over prompts; improved: share of pictures that score higher than before"
+    unit = "95 % intervals over prompts; improved: share of pictures that score higher"
     print(paragraph(unit if tuned else "95 % intervals over prompts"))
     if report.diversity:
         print(paragraph(f"diversity: {report.diversity[0].measure}, among pictures of one prompt"))

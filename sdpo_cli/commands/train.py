@@ -42,7 +42,10 @@ def train(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
 ) -> None:
-    """Align a few-step model with a reward: sdpo train recipes/quickstart.yaml"""
+    """Align a few-step model with a reward.
+
+    Start with: sdpo train recipes/quickstart.yaml
+    """
     from rich.console import Console
 
     from sdpo_cli.commands.display import show

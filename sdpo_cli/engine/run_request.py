@@ -51,7 +51,7 @@ def find_run(named: Path | None, latest: Path | None) -> RunFolder:
     """
     path = latest if named in (None, RUNS / LATEST) else named
     if path is None:
-        raise UsageError("no run to resume under runs/", place="--resume", remedy="name its folder")
+        raise UsageError("no latest run under runs/", place="--resume", remedy="name its folder")
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         fault = "holds no run" if path.exists() else "no such folder"

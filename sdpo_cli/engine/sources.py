@@ -71,7 +71,7 @@ def adapter_folder(name: str | None) -> tuple[Path, RunFolder | None]:
     remedy = "name a run or an adapter's folder"
     path = user_path(name) if name else latest_run()
     if path is None:
-        raise UsageError("no run under runs/", place="sdpo export", remedy=remedy)
+        raise UsageError("no latest run under runs/", place="sdpo export", remedy=remedy)
     run = RunFolder(path if is_run(path) else path.resolve().parent)
     if is_run(run.path) and path.resolve() in (run.path.resolve(), run.adapter.resolve()):
         return run.adapter, run

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isqrt
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -67,15 +67,18 @@ def sound_part(raw: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
     return Recipe.model_validate_json(json.dumps(_STAND_IN | part)), unsound | (_STAND_IN.keys() - tree.keys())
 
 
-def validate(schema: type[M], raw: Mapping[str, Any], place: str) -> tuple[M | None, list[str]]:
+def validate(
+    schema: type[M], raw: Mapping[str, Any], place: str, also: Sequence[str] = ()
+) -> tuple[M | None, list[str]]:
     """`raw` as an instance of `schema`, or None and its faults as lines `place.path: fault; remedy`, one a path.
 
     `raw` is what YAML can say, so it is read by the rules of JSON: a list will do for a tuple, a text for a path.
+    `also` are words that may stand beside the schema's fields, and have been taken out of `raw`.
     """
     try:
         return schema.model_validate_json(json.dumps(raw)), []
     except ValidationError as error:
-        return None, _lines(error, raw, schema, place)
+        return None, _lines(error, raw, schema, place, also)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -84,7 +87,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else ""
 
 
-def _lines(error: ValidationError, raw: Any, schema: type[BaseModel], place: str) -> list[str]:
+def _lines(error: ValidationError, raw: Any, schema: type[BaseModel], place: str, also: Sequence[str]) -> list[str]:
     expected: dict[tuple[str, ...], list[str]] = {}
     values: dict[tuple[str, ...], Any] = {}
     for fault in error.errors():
@@ -92,7 +95,7 @@ def _lines(error: ValidationError, raw: Any, schema: type[BaseModel], place: str
         if isinstance(wrong := fault.get("ctx", {}).get("error"), OptionsError):
             path, value = (*path, wrong.name), wrong.value
         values[path] = value
-        expected.setdefault(path, []).append(_say(fault, path, schema))
+        expected.setdefault(path, []).append(_say(fault, path, schema, also))
     deepest = [path for path in expected if not any(other[: len(path)] == path != other for other in expected)]
     return [_line(place, path, values[path], expected[path]) for path in deepest]
 
@@ -122,10 +125,10 @@ def _locate(raw: Any, loc: Iterable[int | str]) -> tuple[tuple[str, ...], Any]:
     return tuple(path), raw
 
 
-def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel]) -> str:
+def _say(fault: Any, path: tuple[str, ...], schema: type[BaseModel], also: Sequence[str]) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _known_fields(schema, path[:-1])
+        known = [*_known_fields(schema, path[:-1]), *(also if len(path) == 1 else ())]
         remedy = did_you_mean(path[-1], known) or (f"known: {', '.join(known)}" if known else "there are none")
         return one_line("unknown field", remedy=remedy)
     if kind == "missing":

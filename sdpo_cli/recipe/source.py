@@ -70,7 +70,7 @@ def find_recipe(source: str | Path) -> Path:
     if name in shipped and path.suffix in ("", ".yaml"):
         return shipped[name]
     if path.exists():
-        raise RecipeError([one_line("not a file", str(source), "name a recipe file")])
+        raise RecipeError([one_line("not a file", str(source), "name a recipe file; a run goes on with --resume")])
     remedy = did_you_mean(path.stem, shipped) or f"shipped recipes: {', '.join(shipped) or 'none'}"
     raise RecipeError([one_line("no such recipe", str(source), remedy)])
 

@@ -20,6 +20,7 @@ from sdpo_cli.api import (
 from sdpo_cli.api.specs import IS_PATH
 from sdpo_cli.errors import PluginError, RecipeError, SdpoError, UsageError
 from sdpo_cli.recipe import did_you_mean, joined, validate
+from sdpo_cli.recipe.shorthand import RECIPE_WORDS
 from sdpo_cli.registry.discovery import BrokenPlugin, Plugin, discover, said
 from sdpo_cli.registry.families import existing, family_of, is_hub_id
 from sdpo_cli.registry.functions import FunctionOptions, function_spec, is_function_name
@@ -137,7 +138,7 @@ class Registry:
         field, distributions = joined(place, [name]), {one.distribution for one in (*self.plugins, *self.broken)}
         installed = self.named(RewardSpec, name) or name.partition(":")[0] in distributions
         if installed or not is_function_name(name):
-            return self.choose(self.find(RewardSpec, name, place), options, field, folder)
+            return self.choose(self.find(RewardSpec, name, place), options, field, folder, RECIPE_WORDS)
         return chosen_function(name, options, field, folder)
 
     def objective(
@@ -184,11 +185,16 @@ class Registry:
         return fits[0]
 
     def choose(
-        self, plugin: Plugin, options: Mapping[str, Any] = NO_OPTIONS, place: str = "", folder: Path = Path()
+        self,
+        plugin: Plugin,
+        options: Mapping[str, Any] = NO_OPTIONS,
+        place: str = "",
+        folder: Path = Path(),
+        also: Sequence[str] = (),
     ) -> Chosen[Any]:
         """The plug-in with its options checked; every `UserPath` that is there is made absolute.
 
-        RecipeError, all faults.
+        RecipeError, all faults; `also` are words that might stand beside the options.
         """
         found = {
             name: str(path)
@@ -196,7 +202,7 @@ class Registry:
             if isinstance(options.get(name), str) and (path := existing(options[name], folder, joined(place, [name])))
         }
         with blaming(plugin, "cannot check its options"):
-            checked, faults = validate(plugin.spec.options, {**options, **found}, place)
+            checked, faults = validate(plugin.spec.options, {**options, **found}, place, also)
         if checked is None:
             raise RecipeError(faults)
         return Chosen(self.plain_name(plugin), plugin, checked, folder)
@@ -222,7 +228,7 @@ def chosen_function(name: str, options: Mapping[str, Any], place: str, folder: P
     folders = [folder.absolute(), Path.cwd()]
     if isinstance(told, str):
         folders = [existing(told, folder, joined(place, ["folder"])) or folder.absolute() / told]
-    checked, faults = validate(FunctionOptions, options, place)
+    checked, faults = validate(FunctionOptions, options, place, RECIPE_WORDS)
     if checked is None:
         raise RecipeError(faults)
     spec, where = function_spec(name, folders, place)

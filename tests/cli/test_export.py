@@ -154,7 +154,7 @@ def nothing(folder):
 
 
 def no_runs(folder):
-    return [], 2, "sdpo export: no run under runs/; name a run or an adapter's folder"
+    return [], 2, "sdpo export: no latest run under runs/; name a run or an adapter's folder"
 
 
 def no_adapter(folder):

@@ -46,6 +46,11 @@ def test_help_names_every_command_and_the_first_thing_to_do(capsys: Capture, arg
         (["plugins"], "missing command;", "see `sdpo plugins --help`"),
         (["plugins", "show"], "missing argument 'name", "; see `sdpo plugins show --help`"),
         (["plugins", "list", "--jso"], "no such option: --jso", "; see `sdpo plugins list --help`"),
+        (
+            ["export", "--format", "x"],
+            "invalid value for '--format': 'x' is not one of 'diffusers', ",
+            "export --help`",
+        ),
         (["plugins", "list", "x"], "got unexpected extra argument", " (x); see `sdpo plugins list --help`"),
     ],
 )
@@ -110,7 +115,21 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
-def test_every_command_has_help_in_plain_words() -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+def test_output_to_a_full_disk_is_one_line_and_code_4(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdpo_cli", "plugins", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
+        assert done.stderr == ("error: standard output: cannot be written (No space left on device); free some space\n")
+        assert done.returncode == 4
+        assert subprocess.run(command[:-2], stdout=full, stderr=full, cwd=tmp_path).returncode == 4
+
+
+def test_every_command_has_help_in_plain_words(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for argv in (["--help"], ["plugins", "--help"]):
+        assert main(argv) == 0
+        assert "..." not in capsys.readouterr().out.partition("Commands:")[2], "a summary is cut off"
     assert [command.callback.__doc__ for command in app.registered_commands if not command.callback.__doc__] == []
 
 

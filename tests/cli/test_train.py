@@ -154,7 +154,7 @@ REFUSED = {
     "no recipe": (["train"], 2, "sdpo train: no recipe; try `sdpo train recipes/quickstart.yaml`"),
     "missing recipe": (["train", "nosuch.yaml"], 2, r"nosuch.yaml: no such recipe; .*shipped recipes: .*quickstart.*"),
     "nothing to resume": (
-        ["train", "--resume"], 2, "--resume: no run to resume under runs/; name its folder",
+        ["train", "--resume"], 2, "--resume: no latest run under runs/; name its folder",
     ),
     "not a run": (
         ["train", "--resume", "--out", "."], 2, ".: holds no run; name a folder that `sdpo train` wrote",

@@ -202,6 +202,7 @@ class TestPage:
         words = Page(render_report(page())).words
         assert RECIPE.strip() in words
         assert "sdpo-cli 0.1.0, torch 2.13.0" in words
+        assert "Each epoch draws other prompts, so that its mean may fall while the table above rises." in words
 
 
 def card(**changes) -> ModelCard:

@@ -164,7 +164,9 @@ def test_what_is_no_reward_is_told_with_place_and_remedy(tmp_path, code, name, l
 
 def test_other_options_are_refused(tmp_path):
     write(tmp_path, "def score(images, prompts, metadata): ...\n")
-    with pytest.raises(RecipeError, match=r"^x.yaml: reward.mine:score.bonus: unknown field; known: folder$"):
+    with pytest.raises(
+        RecipeError, match=r"^x.yaml: reward.mine:score.bonus: unknown field; known: folder, weight, normalise$"
+    ):
         chosen(tmp_path, bonus=3)
 
 

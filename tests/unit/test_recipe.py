@@ -285,7 +285,7 @@ def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "x.yaml: not a file; name a recipe file"
+    assert refusal(tmp_path) == "x.yaml: not a file; name a recipe file; a run goes on with --resume"
 
 
 def test_a_missing_recipe_names_the_shipped_ones(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_faults_of_fields_names_and_options_come_together() -> None:
         {
             "model": "tinny",
             "prompts": "animal",
-            "reward": {"sharp": {"gain": 9, "gian": 1, "words": "a", "depth": {"mod": 1}}, "brigt": {}},
+            "reward": {"sharp": {"gain": 9, "gian": 1, "words": "a", "wieght": 2, "depth": {"mod": 1}}, "brigt": {}},
             "objective": {"sdpo": {"lamda": 1}},
             "eval": {"rewards": "shrap", "prompts": "gone.txt"},
             "train": {"epohcs": 1},
@@ -144,6 +144,7 @@ def test_faults_of_fields_names_and_options_come_together() -> None:
         "r.yaml: reward.sharp.words: 'a' should be a list",
         "r.yaml: reward.sharp.depth.mod: unknown field; did you mean mode?",
         "r.yaml: reward.sharp.gian: unknown field; did you mean gain?",
+        "r.yaml: reward.sharp.wieght: unknown field; did you mean weight?",
         "r.yaml: reward: no reward named 'brigt'; did you mean bright? installed: bright, sharp",
         "r.yaml: objective.sdpo.lamda: unknown field; did you mean lambda?",
         "r.yaml: eval.rewards: no reward named 'shrap'; did you mean sharp? installed: bright, sharp",
