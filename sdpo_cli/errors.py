@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any, Self
 
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal would obey rather than show: control characters, marks of direction, halves of characters."""
@@ -22,6 +23,21 @@ class SdpoError(Exception):
         self.fault, self.place, self.remedy = fault, place, remedy
         super().__init__(one_line(fault, place, remedy))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it goes to another process: as it is, for children are made in ways of their own."""
+        return _made_anew, (type(self), self.args), self.__dict__
+
+    def within(self, where: str) -> Self:
+        """The same fault, its place told as one in `where`."""
+        place = f"{where}, {self.place}" if self.place else where
+        SdpoError.__init__(self, self.fault, place=place, remedy=self.remedy)
+        return self
+
+
+def _made_anew(kind: type[SdpoError], args: tuple[Any, ...]) -> SdpoError:
+    """An error without its initialiser."""
+    return kind.__new__(kind, *args)
+
 
 class UsageError(SdpoError):
     """The command line or an input file asks for what cannot be done, or names what is not there."""
@@ -37,6 +53,11 @@ class RecipeError(SdpoError):
     def __init__(self, faults: "Sequence[SdpoError | str]") -> None:
         self.faults = [one_line(str(fault)) for fault in faults]
         Exception.__init__(self, "\n".join(self.faults))
+
+    def within(self, where: str) -> Self:
+        """The same faults, each told as one in `where`."""
+        RecipeError.__init__(self, [one_line(fault, where) for fault in self.faults])
+        return self
 
 
 class PluginError(SdpoError):

@@ -18,7 +18,8 @@ from sdpo_cli.commands.sample import sample
 from sdpo_cli.commands.score import score
 from sdpo_cli.commands.serve_reward import serve_reward
 from sdpo_cli.commands.train import train
-from sdpo_cli.errors import SdpoError, one_line
+from sdpo_cli.engine.team import launched
+from sdpo_cli.errors import SdpoError, UsageError, one_line
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C; newer versions of Typer turn the exception into it, older ones into Abort."""
@@ -46,8 +47,19 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _one_process_alone(command: str | None) -> None:
+    """Refuse to do several times what one process does; of several, rank 0 says so and the others leave."""
+    rank, size = launched()
+    if size > 1 and command != "train":
+        if rank:
+            raise typer.Exit
+        remedy = "start it without torchrun; only `sdpo train` shares its work"
+        raise UsageError(f"runs in one process, and there are {size}", place=f"sdpo {command}", remedy=remedy)
+
+
 @app.callback()
 def sdpo(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
     ] = False,
@@ -56,6 +68,7 @@ def sdpo(
 
     Start with: sdpo train recipes/quickstart.yaml
     """
+    _one_process_alone(context.invoked_subcommand)
 
 
 def main(argv: Sequence[str]) -> int:

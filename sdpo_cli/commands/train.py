@@ -52,9 +52,15 @@ def train(
     from sdpo_cli.commands.tables import print_report
     from sdpo_cli.engine.artifacts import latest_run
     from sdpo_cli.engine.run_request import check_start, find_run, finished_run
+    from sdpo_cli.engine.team import assembled, launched
     from sdpo_cli.errors import UsageError
     from sdpo_cli.registry import load_recipe
 
+    if launched()[0]:
+        from sdpo_cli.engine.worker import work
+
+        work()
+        return
     if resume and recipe and out:
         raise UsageError("the run is named already", place=f"--out {out}", remedy="leave it out")
     if not resume and not recipe:
@@ -69,7 +75,8 @@ def train(
     else:
         folder = find_run(Path(recipe) if recipe else out, latest_run())
         if finished := finished_run(folder, settings, override):
-            print_finished(finished, quiet=quiet)
+            with assembled():  # processes beside this one are to leave too
+                print_finished(finished, quiet=quiet)
             return
         events = with_torch(lambda run: run.resume(folder, settings, override))
     trained = show(events, Console(stderr=True), quiet=quiet)

@@ -25,8 +25,9 @@ from sdpo_cli.engine.rollout import Draw, Rollouts, action_steps, joined_rollout
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
+from sdpo_cli.engine.shares import Seat, draw_epoch
 from sdpo_cli.engine.snapshot import Progress, Snapshot
-from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, draw_epoch, fresh_statistics, run_epoch
+from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, run_epoch
 from sdpo_cli.engine.update import Lesson, Update, lesson_loss, plan_updates, update_policy
 from sdpo_cli.engine.utilisation import (
     Work,
@@ -104,7 +105,7 @@ def bench_once(resolved: ResolvedRecipe, *, epochs: int, random_weights: bool) -
     setup = yield from load_setup(replace(resolved, eval_rewards=(), eval_prompts=None))
     setup.model.add_adapter(adapter_options(setup.recipe.model, setup.recipe.seed))
     optimizer = make_optimizer(setup.recipe.train, setup.model.trainable().values())
-    run = Run(setup, RunFolder(Path()), optimizer)
+    run = Run(Seat(setup), RunFolder(Path()), optimizer)
     return (yield from measure(run, epochs, random_weights=random_weights))
 
 
@@ -112,16 +113,16 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
     """The measurement itself."""
     setup, device = run.setup, run.setup.model.device
     yield StageStarted("rollout", 0, 0, "first epoch")
-    first, end = timed(run, 1, setup.micro_batch)
+    first, end = timed(run, 1)
     graphs = counters["stats"]["unique_graphs"]
     several = f"{epochs} epoch{'s' if epochs > 1 else ''}"
     yield StageStarted("rollout", 0, 0, f"{several} as in training")
-    whole = [timed(run, 2 + number, end.micro_batch)[0] for number in range(epochs)]
+    whole = [timed(run, 2 + number)[0] for number in range(epochs)]
     yield StageStarted("rollout", 0, 0, f"{several} stage by stage")
     watches = [Watch(device) for _ in range(epochs)]
-    staged = [staged_epoch(run, 2 + epochs + n, end.micro_batch, watch) for n, watch in enumerate(watches)][-1]
+    staged = [staged_epoch(run, 2 + epochs + n, watch) for n, watch in enumerate(watches)][-1]
     new_graphs = counters["stats"]["unique_graphs"] - graphs
-    syncs = host_syncs(run, 2 + 2 * epochs, end.micro_batch)
+    syncs = host_syncs(run, 2 + 2 * epochs)
     needed, rate = epoch_operations(setup, staged), matrix_rate(device, getattr(torch, setup.recipe.model.dtype))
     return BenchResult(
         recipe=setup.recipe.model_dump(mode="json"),
@@ -131,7 +132,7 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
         sdpo=sdpo_cli.__version__,
         pairs=setup.recipe.rollout.pairs,
         images=end.progress.images,
-        micro_batch=end.micro_batch,
+        micro_batch=run.seat.micro_batch,
         first_epoch=first,
         epochs=whole,
         stages=joined_stages(watches, needed, rate),
@@ -144,10 +145,10 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
     )
 
 
-def timed(run: Run, epoch: int, micro_batch: int) -> tuple[float, EpochEnd]:
+def timed(run: Run, epoch: int) -> tuple[float, EpochEnd]:
     """Seconds of one epoch as `sdpo train` runs it, and what it leaves."""
     snapshot = Snapshot(Progress(), fresh_statistics(run.setup), {}, {}, {})
-    events, start = run_epoch(run, snapshot, epoch, micro_batch, check_ratio=False), time.perf_counter()
+    events, start = run_epoch(run, snapshot, epoch, check_ratio=False), time.perf_counter()
     while True:
         try:
             next(events)
@@ -206,11 +207,11 @@ class Staged:
     work: Work
 
 
-def staged_epoch(run: Run, epoch: int, micro_batch: int, watch: Watch) -> Staged:
+def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
     """One epoch, a stage at a time."""
-    setup, plan = run.setup, run.setup.objective.plan
+    setup, plan, micro_batch = run.setup, run.setup.objective.plan, run.seat.micro_batch
     with watch.stage("encode"):
-        draw = draw_epoch(run, epoch)
+        draw = draw_epoch(run.seat, epoch)
     with counted(setup.model) as work, PatientScorer(setup.rewards) as scorer:
         parts, asked = draw_and_decode(setup, scorer, draw, micro_batch, watch)
         with watch.stage("reward"):
@@ -278,7 +279,7 @@ def joined_stages(watches: Sequence[Watch], needed: Mapping[str, int], rate: flo
     return found
 
 
-def host_syncs(run: Run, epoch: int, micro_batch: int) -> int | None:
+def host_syncs(run: Run, epoch: int) -> int | None:
     """How often the host waits for the device in one epoch. None where torch cannot tell."""
     if run.setup.model.device.type != "cuda":
         return None
@@ -286,7 +287,7 @@ def host_syncs(run: Run, epoch: int, micro_batch: int) -> int | None:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            timed(run, epoch, micro_batch)
+            timed(run, epoch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchronizing CUDA operation" in str(one.message) for one in caught)

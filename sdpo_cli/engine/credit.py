@@ -18,7 +18,7 @@ from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.preview import decode, rewarded_decoder
 from sdpo_cli.engine.rollout import Rollouts, first_rewarded_step
 from sdpo_cli.engine.scorer import Scorer
-from sdpo_cli.engine.scoring import columns, weighted_sum
+from sdpo_cli.engine.scoring import LoadedReward, columns, weighted_sum
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import (
     StepStatistics,
@@ -77,6 +77,22 @@ class Asked:
     common: Int[Tensor, " B"]
     answers: "Sequence[Future[list[ScoreResult]]]"
     batch: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A part of the rollouts with what the rewards said of its pictures.
+
+    Attributes:
+        prompts, key_step, wanted, common: as of `Asked`.
+        values: each reward's values and its details by `NAME/DETAIL`, NaN where there is no picture.
+    """
+
+    prompts: Sequence[str]
+    key_step: Int[Tensor, "R B K"]
+    wanted: Bool[Tensor, "R B S"]
+    common: Int[Tensor, " B"]
+    values: Mapping[str, Float[Tensor, "R B S"]]
 
 
 @dataclass(frozen=True)
@@ -174,32 +190,36 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
 
 def key_rewards(scorer: Scorer, asked: Sequence[Asked]) -> KeyRewards:
     """The rewards of all parts of the rollouts, waited for."""
-    tables = [step_table(scorer, part) for part in asked]
-    values = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}
-    key_step = torch.cat([part.key_step for part in asked], dim=1)
-    common = torch.cat([part.common for part in asked])
-    prompts = [prompt for part in asked for prompt in part.prompts]
+    return joined_rewards(scorer.rewards, [answered(scorer, part) for part in asked])
+
+
+def joined_rewards(rewards: Sequence[LoadedReward], parts: Sequence[Answered]) -> KeyRewards:
+    """The rewards of all parts as one, weighed over all of them."""
+    values = {name: torch.cat([part.values[name] for part in parts], dim=1) for name in parts[0].values}
+    key_step = torch.cat([part.key_step for part in parts], dim=1)
+    common = torch.cat([part.common for part in parts])
+    prompts = [prompt for part in parts for prompt in part.prompts]
 
     def gathered(table: Float[Tensor, "R B S"]) -> Float[Tensor, "R B K"]:
         return torch.where(shared_steps(common, table), table[0], table).gather(-1, key_step)
 
     return KeyRewards(
         key_step=key_step,
-        reward=gathered(weighted_sum(scorer.rewards, values, prompts)),
+        reward=gathered(weighted_sum(rewards, values, prompts)),
         values={name: gathered(table) for name, table in values.items()},
-        queries=sum(int(part.wanted.sum()) for part in asked),
+        queries=sum(int(part.wanted.sum()) for part in parts),
         last=min(1, key_step.shape[-1] - 1),
     )
 
 
-def step_table(scorer: Scorer, asked: Asked) -> dict[str, Float[Tensor, "R B S"]]:
-    """Each reward's values and details of one part, NaN where there is no picture."""
+def answered(scorer: Scorer, asked: Asked) -> Answered:
+    """One part's answers, waited for."""
     answers = [columns(scorer.rewards, scorer.result(answer)) for answer in asked.answers]
     tables = {}
     for name in answers[0]:
         tables[name] = torch.full(asked.wanted.shape, torch.nan, device=asked.wanted.device)
         tables[name][asked.wanted] = torch.cat([answer[name].to(asked.wanted.device) for answer in answers])
-    return tables
+    return Answered(asked.prompts, asked.key_step, asked.wanted, asked.common, tables)
 
 
 def dense_rewards(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan) -> Float[Tensor, "R B S"]:

@@ -1,6 +1,6 @@
 """What the base model, the adapter left out, says of the states that the policy visited."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,6 +32,10 @@ def with_reference(model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 
     return replace(rollouts, reference_x0=reference)
 
 
+Reference = Callable[[BaseModel, Rollouts, Tensor, int], Rollouts]
+"""What `with_reference` does."""
+
+
 def places_of(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
     """Every (action, pair) of the first `pairs` pairs."""
     return torch.cartesian_prod(torch.tensor(actions), torch.arange(pairs))
@@ -53,9 +57,11 @@ def kl_from_base(rollouts: Rollouts, actions: Sequence[int], prompts: int) -> fl
 
 
 def compared_with_base(
-    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int
+    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int, reference: Reference = with_reference
 ) -> tuple[Rollouts, dict[str, float]]:
     """The rollouts with what the loss needs of the base model, and how far the policy is from it.
+
+    `reference` asks the base model.
 
     Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
     """
@@ -66,5 +72,5 @@ def compared_with_base(
     places = places_of(actions, len(rollouts.draw) if needed and not setup.objective.plan.branched else logged)
     if needed and setup.objective.plan.branched:
         places = torch.cat([places, torch.stack([rollouts.common - 1, torch.arange(len(rollouts.draw))], dim=1)])
-    compared = with_reference(setup.model, rollouts, places, batch)
+    compared = reference(setup.model, rollouts, places, batch)
     return compared if needed else rollouts, {"kl_base": kl_from_base(compared, actions, logged)}

@@ -4,7 +4,7 @@ Source: arXiv 2411.11727, part 1 of SDPO.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -148,6 +148,8 @@ def roll_out_parts(
 
 def joined_rollouts(draw: Draw, parts: Sequence[Rollouts]) -> Rollouts:
     """The parts of `draw` as one."""
+    if len(parts) == 1:
+        return replace(parts[0], draw=draw)
     x_t, x0, log_prob = (
         torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("x_t", "x0", "log_prob")
     )

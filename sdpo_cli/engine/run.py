@@ -35,9 +35,10 @@ from sdpo_cli.engine.run_request import Trained, check_start, read_resumption
 from sdpo_cli.engine.sampling import sample_pictures
 from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_setup
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
+from sdpo_cli.engine.team import GoneError, Team, assembled
 from sdpo_cli.engine.trainer import train
-from sdpo_cli.errors import StoppedError
-from sdpo_cli.recipe import dump_recipe
+from sdpo_cli.errors import StoppedError, TrainingError
+from sdpo_cli.recipe import dump_recipe, long_form
 from sdpo_cli.registry import ResolvedRecipe
 
 
@@ -48,12 +49,13 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
     if begun:
         read_lora(begun)
     yield StageStarted("load", 0, 0)
-    setup = yield from load_setup(resolved)
-    folder = claim_run_folder(out, name)
-    with locked(folder.path):
-        check_out(out, name)  # somebody may have been faster
-        write_recipe(folder, dump_recipe(resolved.recipe))
-        return (yield from carry_out(setup, folder, None))
+    with assembled() as team:
+        setup = yield from load_everywhere(resolved, team)
+        folder = claim_run_folder(out, name)
+        with locked(folder.path):
+            check_out(out, name)  # somebody may have been faster
+            write_recipe(folder, dump_recipe(resolved.recipe))
+            return (yield from carry_out(setup, folder, None, team))
 
 
 def resume(
@@ -63,29 +65,45 @@ def resume(
     with locked(folder.path):
         reread = read_resumption(folder, settings, overrides)
         yield StageStarted("load", 0, 0)
-        setup = yield from load_setup(reread.wanted)
-        return (yield from carry_out(setup, folder, reread.resumption))
+        with assembled() as team:
+            setup = yield from load_everywhere(reread.wanted, team)
+            return (yield from carry_out(setup, folder, reread.resumption, team))
 
 
-def carry_out(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, Trained]:
-    """Train, evaluate and write everything down. StoppedError after SIGINT or SIGTERM, with a checkpoint kept."""
+def load_everywhere(resolved: ResolvedRecipe, team: Team) -> Generator[Event, None, Setup]:
+    """Load what the recipe names while all other processes load it too."""
+    with team.told((long_form(resolved.recipe), resolved.place)):
+        setup = yield from load_setup(resolved, team.device(resolved.recipe.train.device))
+    if team.size > 1:
+        yield Note(f"processes that share the work: {team.size}")
+    return setup
+
+
+def carry_out(
+    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team
+) -> Generator[Event, None, Trained]:
+    """Train, evaluate and write everything down.
+
+    StoppedError after SIGINT or SIGTERM and TrainingError where a process has died, with a checkpoint kept.
+    """
+    remedy = f"continue with `sdpo train --out {quote(str(folder.path))} --resume`"
     with stop_signals():
         try:
-            return (yield from interruptible(whole_run(setup, folder, resume)))
+            return (yield from interruptible(whole_run(setup, folder, resume, team)))
         except StopSignal as stop:
-            raise StoppedError(
-                f"stopped by {stop}",
-                place=str(folder.path),
-                remedy=f"continue with `sdpo train --out {quote(str(folder.path))} --resume`",
-                signal_number=stop.number,
-            ) from None
+            fault = f"stopped by {stop}"
+            raise StoppedError(fault, place=str(folder.path), remedy=remedy, signal_number=stop.number) from None
+        except GoneError as gone:
+            raise TrainingError(gone.fault, place=str(folder.path), remedy=remedy) from gone
 
 
-def whole_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, Trained]:
+def whole_run(
+    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team
+) -> Generator[Event, None, Trained]:
     """Train with records along the way, then show what has changed."""
     evaluation: Evaluation | None = None
     board: Board | None = None
-    with closing(train(setup, folder, resume)) as events:
+    with closing(train(setup, folder, resume, team)) as events:
         for event in events:
             if isinstance(event, Resumed):
                 forget_report(folder)

@@ -74,11 +74,14 @@ class Setup:
         }
 
 
-def load_setup(resolved: ResolvedRecipe) -> Generator[Event, None, Setup]:
-    """Load what the recipe names, and say what takes time. SdpoError, with the recipe's place, at the first fault."""
+def load_setup(resolved: ResolvedRecipe, device_name: str = "") -> Generator[Event, None, Setup]:
+    """Load what the recipe names, and say what takes time. SdpoError, with the recipe's place, at the first fault.
+
+    `device_name` stands for the recipe's device where it is given.
+    """
     recipe = resolved.recipe
     check_optimizer(recipe.train)
-    device = pick_device(recipe.train.device)
+    device = pick_device(device_name or recipe.train.device)
     check_dtype(device, recipe.model.dtype)
     context = LoadContext(device=str(device), dtype=recipe.model.dtype, compile=recipe.model.compile)
     check_downloads([files for chosen in resolved.all_chosen for files in chosen.needs()])

@@ -4,12 +4,10 @@ draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit 
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 
-from sdpo_cli.api.tensors import Conditioning
 from sdpo_cli.engine.artifacts import RunFolder, append_line, check_there, forget_after, sweep
 from sdpo_cli.engine.changes import (
     Change,
@@ -22,37 +20,24 @@ from sdpo_cli.engine.changes import (
 from sdpo_cli.engine.checkpoint import checkpoint_path, newest_snapshot, write_checkpoint
 from sdpo_cli.engine.clock import Clock
 from sdpo_cli.engine.continuing import carried_over, check_continues
-from sdpo_cli.engine.credit import (
-    Asked,
-    KeyRewards,
-    ask_rewards,
-    assign_credit,
-    key_rewards,
-)
+from sdpo_cli.engine.credit import KeyRewards, assign_credit
 from sdpo_cli.engine.ema import averaged, exchange, follow
 from sdpo_cli.engine.events import EpochDone, Event, Note, Resumed, StageStarted
 from sdpo_cli.engine.faults import keeping_batches
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.guarding import forget_evaluations, kept_epoch, watch
 from sdpo_cli.engine.kept_weights import check_kept_there, heeded, put_kept_on
-from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
 from sdpo_cli.engine.reference import compared_with_base
-from sdpo_cli.engine.rollout import (
-    Draw,
-    Rollouts,
-    action_steps,
-    draw_prompts,
-    encode_distinct,
-    joined_rollouts,
-    roll_out_parts,
-)
+from sdpo_cli.engine.rollout import Rollouts, action_steps
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup, adapter_options, fresh_statistics
-from sdpo_cli.engine.signals import held
+from sdpo_cli.engine.shares import Seat, add_adapter, gradients_of, reference_of, sampled, scored
+from sdpo_cli.engine.signals import StopSignal, held
 from sdpo_cli.engine.snapshot import Progress, Snapshot, restore_snapshot, take_snapshot
+from sdpo_cli.engine.team import ALONE, Team
 from sdpo_cli.engine.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.errors import ArtifactError, RecipeError, one_line
 from sdpo_cli.maths import StepStatistics
@@ -64,12 +49,16 @@ RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
 
 @dataclass(frozen=True)
 class Run:
-    """What an epoch needs that outlives it; `known` holds the prompts encoded so far."""
+    """What an epoch needs that outlives it."""
 
-    setup: Setup
+    seat: Seat
     folder: RunFolder
     optimizer: torch.optim.Optimizer
-    known: dict[str, Conditioning] = field(default_factory=dict)
+
+    @property
+    def setup(self) -> Setup:
+        """Everything loaded."""
+        return self.seat.setup
 
 
 @dataclass(frozen=True)
@@ -79,10 +68,11 @@ class EpochEnd:
     done: EpochDone
     statistics: StepStatistics
     progress: Progress
-    micro_batch: int
 
 
-def train(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generator[Event, None, None]:
+def train(
+    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team = ALONE
+) -> Generator[Event, None, None]:
     """Train to the recipe's last epoch, or until the guard stops, yielding what happens.
 
     The kept epoch's adapter is on the model afterwards. The guard looks at the evaluations in the run's folder; whoever
@@ -96,7 +86,7 @@ def train(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Generat
         PluginError: a reward failed.
         ArtifactError: nothing can be resumed, or a file cannot be written; the last checkpoint is intact.
     """
-    run = start_run(setup, folder, resume)
+    run = start_run(Seat(setup, team), folder, resume)
     quiet, steps = int((setup.kernel.std == 0).sum()), len(setup.kernel)
     if quiet:
         yield Note(f"steps of a rollout that draw no noise, and so carry no gradient: {quiet} of {steps}")
@@ -153,24 +143,24 @@ def go_back(run: Run, snapshot: Snapshot, resume: Resumption) -> tuple[Snapshot,
     return snapshot, new
 
 
-def start_run(setup: Setup, folder: RunFolder, resume: Resumption | None) -> Run:
+def start_run(seat: Seat, folder: RunFolder, resume: Resumption | None) -> Run:
     """The adapter to be trained and its optimiser."""
-    recipe = setup.recipe
+    recipe = seat.setup.recipe
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     options = adapter_options(recipe.model, recipe.seed)
     if resume and options.start and folder.adapter.is_dir():
         options = replace(options, start=folder.adapter)  # of the same shape, and not gone like the other may be
-    setup.model.add_adapter(options)
-    optimizer = make_optimizer(recipe.train, setup.model.trainable().values())
+    seat.team.perform(add_adapter, seat, options)
+    optimizer = make_optimizer(recipe.train, seat.setup.model.trainable().values())
     if recipe.train.ema_decay:
         follow(optimizer, recipe.train.ema_decay)
-    return Run(setup, folder, optimizer)
+    return Run(seat, folder, optimizer)
 
 
 def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     """All epochs after the snapshot's; whatever stops them, the last whole epoch is saved."""
-    train, first, micro_batch = run.setup.recipe.train, snapshot.progress.epoch + 1, run.setup.micro_batch
+    train, first = run.setup.recipe.train, snapshot.progress.epoch + 1
     try:
         judged = yield from watch(run.folder, run.setup.recipe, snapshot.progress.epoch)
         for epoch in range(first, train.epochs + 1):
@@ -178,14 +168,13 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 break
             snapshot = heeded(run.folder, run.setup, run.optimizer, snapshot, judged)
             with keeping_batches(run.folder.faults, epoch, run.setup.recipe):
-                end = yield from run_epoch(run, snapshot, epoch, micro_batch, check_ratio=epoch == first)
+                end = yield from run_epoch(run, snapshot, epoch, check_ratio=epoch == first)
             check_there(run.folder)
             with held():
                 append_line(run.folder.metrics, end.done.metrics)
                 append_line(run.folder.timings, {"epoch": epoch, **end.done.seconds})
                 about = run.setup.about
                 snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
-            micro_batch = end.micro_batch
             with averaged(run.optimizer):
                 yield end.done
             judged = yield from watch(run.folder, run.setup.recipe, epoch)
@@ -198,7 +187,7 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     except BaseException as fault:
         try:
             keep(run, snapshot)
-        except ArtifactError:
+        except (ArtifactError, StopSignal):  # what stops the run first is told
             if not isinstance(fault, ArtifactError):
                 raise
         raise
@@ -229,68 +218,50 @@ def save_adapter(run: Run) -> None:
         run.setup.model.save_adapter(run.folder.adapter)
 
 
-def run_epoch(
-    run: Run, snapshot: Snapshot, epoch: int, micro_batch: int, *, check_ratio: bool
-) -> Generator[Event, None, EpochEnd]:
+def run_epoch(run: Run, snapshot: Snapshot, epoch: int, *, check_ratio: bool) -> Generator[Event, None, EpochEnd]:
     """One epoch; nothing of it is kept anywhere unless it ends."""
-    setup, recipe, plan, clock = run.setup, run.setup.recipe, run.setup.objective.plan, Clock()
+    seat, setup, recipe, clock = run.seat, run.setup, run.setup.recipe, Clock()
+    plan = setup.objective.plan
 
     first = "compiling on the way, which takes minutes" if check_ratio and recipe.model.compile else ""
     yield StageStarted("rollout", epoch, recipe.train.epochs, first)
-    with Scorer(setup.rewards) as scorer:
+    with Scorer(setup.rewards) as seat.scorer:
         with clock.stage("rollout"):
-            roll = partial(roll_out_and_ask, setup, scorer, draw_epoch(run, epoch))
-            (rollouts, asked), micro_batch = fitting(roll, micro_batch, "pair")
+            rollouts = sampled(seat, epoch)
             actions = action_steps(setup.kernel, plan)
             if check_ratio:
                 tolerance = RATIO_TOLERANCE[recipe.model.dtype]
-                check_ratio_is_one(setup.model, rollouts, actions, pairs=micro_batch, tolerance=tolerance)
+                check_ratio_is_one(setup.model, rollouts, actions, pairs=seat.micro_batch, tolerance=tolerance)
 
         yield StageStarted("score", epoch, recipe.train.epochs)
         with clock.stage("score"):
-            scored = key_rewards(scorer, asked)
-            gap = preview_gap(setup.model, scorer, rollouts)
+            known = scored(seat)
+            gap = preview_gap(setup.model, seat.scorer, rollouts)
 
     yield StageStarted("credit", epoch, recipe.train.epochs)
     with clock.stage("credit"):
-        credited = assign_credit(rollouts, scored, plan, snapshot.statistics)
+        credited = assign_credit(rollouts, known, plan, snapshot.statistics)
 
     yield StageStarted("update", epoch, recipe.train.epochs)
     with clock.stage("update"):
-        rollouts, divergence = compared_with_base(setup, rollouts, actions, micro_batch)
+        rollouts, divergence = compared_with_base(setup, rollouts, actions, seat.micro_batch, reference_of(seat))
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
-        learnt, micro_batch = update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
-    progress = advanced(snapshot.progress, rollouts, scored, updates)
-    metrics = epoch_metrics(progress, rollouts, scored, credited, plan, {**gap, **learnt, **divergence})
+        gradients = gradients_of(seat, lesson)
+        learnt, fits = update_policy(setup.model, run.optimizer, lesson, updates, seat.micro_batch, gradients)
+    seat.micro_batch = min(seat.micro_batch, fits)
+    seat.forget()
+    progress = advanced(snapshot.progress, rollouts, known, updates)
+    metrics = epoch_metrics(progress, rollouts, known, credited, plan, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
-    return EpochEnd(done, credited.statistics, progress, micro_batch)
+    return EpochEnd(done, credited.statistics, progress)
 
 
-def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:
-    """Sample the epoch, `batch` pairs at a time; the finished ones are scored while the next are sampled."""
-    scorer.forget()  # what an attempt that ran out of memory has asked
-    plan, parts, asked = setup.objective.plan, [], []
-    for part in roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, batch):
-        parts.append(part)
-        pictures = asked[-1].batch if asked else setup.decoded_at_once(batch)
-        asked.append(ask_rewards(setup.model, scorer, part, plan, pictures))
-    return joined_rollouts(draw, parts), asked
-
-
-def advanced(progress: Progress, rollouts: Rollouts, scored: KeyRewards, updates: Sequence[Update]) -> Progress:
+def advanced(progress: Progress, rollouts: Rollouts, known: KeyRewards, updates: Sequence[Update]) -> Progress:
     """The counters after one more epoch."""
     return Progress(
         epoch=progress.epoch + 1,
         images=progress.images + rollouts.x0.shape[0] * rollouts.x0.shape[1],
-        queries=progress.queries + scored.queries,
+        queries=progress.queries + known.queries,
         updates=progress.updates + len(updates),
     )
-
-
-def draw_epoch(run: Run, epoch: int) -> Draw:
-    """The epoch's prompts, encoded."""
-    recipe = run.setup.recipe
-    prompts = draw_prompts(run.setup.prompts, recipe.rollout.pairs, epoch, recipe.seed)
-    texts = [prompt.text for prompt in prompts]
-    return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, encode_distinct(run.setup.model, texts, known=run.known))

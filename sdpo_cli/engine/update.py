@@ -4,7 +4,7 @@ Source: arXiv 2411.11727, parts 4 to 6 of SDPO.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -139,10 +139,24 @@ class Lesson:
     max_grad_norm: float
 
 
+Numbers = Mapping[str, Float[Tensor, ""]]
+"""Loss and metrics of an update, and `ratio_max`, the largest |ρ|; on the device."""
+
+Gradients = Callable[[BaseModel, Lesson, Update, int], Numbers]
+"""Puts the gradient of (model, lesson, update), times `gradient_scale`, on the weights, by so many pairs at a time."""
+
+
 def update_policy(
-    model: BaseModel, optimizer: torch.optim.Optimizer, lesson: Lesson, updates: Sequence[Update], micro_batch: int
+    model: BaseModel,
+    optimizer: torch.optim.Optimizer,
+    lesson: Lesson,
+    updates: Sequence[Update],
+    micro_batch: int,
+    gradients: Gradients | None = None,
 ) -> tuple[Mapping[str, float], int]:
     """Make all updates of an epoch, with a smaller micro-batch where memory runs out.
+
+    `gradients` puts an update's gradient on the weights; None: `own_gradients`.
 
     The host waits for the device once, after the last one, so that the device never waits for the host.
 
@@ -151,7 +165,7 @@ def update_policy(
     """
     made = []
     for update in updates:
-        attempt = partial(attempt_update, model, optimizer, lesson, update)
+        attempt = partial(attempt_update, model, optimizer, lesson, update, gradients=gradients)
         numbers, micro_batch = fitting(attempt, micro_batch, "pair")
         made.append(numbers)
     totals: dict[str, list[float]] = {}
@@ -164,30 +178,54 @@ def update_policy(
 
 
 def attempt_update(
-    model: BaseModel, optimizer: torch.optim.Optimizer, lesson: Lesson, update: Update, micro_batch: int
-) -> dict[str, Float[Tensor, ""]]:
-    """One optimiser step, its gradient accumulated over micro-batches; nothing is changed when memory runs out.
+    model: BaseModel,
+    optimizer: torch.optim.Optimizer,
+    lesson: Lesson,
+    update: Update,
+    micro_batch: int,
+    gradients: Gradients | None = None,
+) -> Numbers:
+    """One optimiser step on the gradient that `gradients` makes; nothing is changed when memory runs out.
 
     Gives its numbers on the device, where nobody has looked at them yet.
-    `micro_batch` counts actions: whole trajectories share it, one at least in each part.
     """
-    optimizer.zero_grad(set_to_none=True)
-    sums, largest = dict[str, Tensor](), list[Tensor]()
+    numbers = (gradients or own_gradients)(model, lesson, update, micro_batch)
+    weights = list(model.trainable().values())
+    torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], gradient_scale(model))
+    norm = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm)
+    optimizer.step()  # what comes after it may not run out of memory
+    return {**numbers, "grad_norm": norm}
+
+
+def own_gradients(
+    model: BaseModel, lesson: Lesson, update: Update, micro_batch: int, mine: slice = slice(None)
+) -> Numbers:
+    """The gradient of an update, times `gradient_scale`, accumulated over micro-batches, or that of the rows `mine`.
+
+    `micro_batch` counts actions: whole trajectories share it, one at least in each part. Gives loss and metrics, what
+    the rows add to the update's means, and `ratio_max`; nothing where there are no rows.
+    """
+    for weight in model.trainable().values():
+        weight.grad = None
+    numbers = dict[str, Tensor]()
     scale = gradient_scale(model)
     fits = max(1, micro_batch // update.step[0].numel())
-    for rows in torch.arange(len(update.pairs)).split(fits):
-        result, drift = lesson_loss(model, lesson, update.pairs[rows], update.step[rows])
-        share = len(rows) / len(update.pairs)
-        (result.loss * share * scale).backward()
-        for name, value in {"loss": result.loss, **result.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach() * share
-        largest.append(drift)
-    weights = list(model.trainable().values())
-    torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], scale)
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm)
-    sums["ratio_max"] = torch.stack(largest).max()  # before the step: what comes after it may not run out of memory
-    optimizer.step()
-    return sums
+    for rows in torch.arange(len(update.pairs))[mine].split(fits):
+        if len(rows):
+            result, drift = lesson_loss(model, lesson, update.pairs[rows], update.step[rows])
+            share = len(rows) / len(update.pairs)
+            (result.loss * share * scale).backward()
+            part = {name: value.detach() * share for name, value in {"loss": result.loss, **result.metrics}.items()}
+            numbers = added(numbers, {**part, "ratio_max": drift})
+    return numbers
+
+
+def added(one: Numbers, other: Numbers) -> Numbers:
+    """The numbers of two parts of an update as one: sums, and of `ratio_max` the larger."""
+    if not one or not other:
+        return one or other
+    sums = {name: one[name] + other[name] for name in one}
+    return {**sums, "ratio_max": torch.maximum(one["ratio_max"], other["ratio_max"])}
 
 
 def fetched(rows: Sequence[Mapping[str, Float[Tensor, ""]]]) -> list[dict[str, float]]:

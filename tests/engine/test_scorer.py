@@ -19,7 +19,8 @@ from sdpo_cli.engine.evaluate import Plan, evaluate
 from sdpo_cli.engine.rollout import roll_out, roll_out_parts
 from sdpo_cli.engine.scorer import THREAD, WAITING, Scorer
 from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.trainer import roll_out_and_ask, train
+from sdpo_cli.engine.shares import roll_out_and_ask
+from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import PluginError, UsageError
 from sdpo_cli.registry import load_registry
 

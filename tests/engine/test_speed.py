@@ -26,6 +26,7 @@ from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.reference import LOGGED_PAIRS
 from sdpo_cli.engine.rollout import roll_out
 from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.shares import Seat
 from sdpo_cli.engine.trainer import Run
 from sdpo_cli.engine.update import plan_updates, replay
 from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations
@@ -93,13 +94,13 @@ class TestCounts:
         setup = replace(setup, rewards=(LoadedReward("brightness", "1", 1.0, reward),))
         setup.model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
         weights = setup.model.trainable().values()
-        return Run(setup, RunFolder(Path()), make_optimizer(setup.recipe.train, weights)), reward.requests
+        return Run(Seat(setup), RunFolder(Path()), make_optimizer(setup.recipe.train, weights)), reward.requests
 
     @pytest.mark.parametrize("pairs", [1, 2, 4, 8])
     def test_grow_in_proportion_to_the_pairs(self, checkpoint, pairs):
         run, _ = self.started(checkpoint, pairs=pairs, steps=2)
         with counted(run.setup.model) as work:
-            timed(run, 1, 2)
+            timed(run, 1)
         logged = 2 * min(pairs, LOGGED_PAIRS) - min(pairs, LOGGED_PAIRS)  # the only action starts from shared noise
         assert work.network_pictures - logged == pairs * (2 * 2 - 1 + 1)
         assert work.decoded_pictures == pairs * 2
@@ -108,7 +109,7 @@ class TestCounts:
     def test_grow_in_proportion_to_the_steps(self, checkpoint, steps):
         run, _ = self.started(checkpoint, pairs=2, steps=steps)
         with counted(run.setup.model) as work:
-            timed(run, 1, 2)
+            timed(run, 1)
         actions = 2 * (2 * (steps - 1) - 1)
         assert work.network_pictures == 2 * (2 * steps - 1) + 2 * actions
         assert work.decoded_pictures <= 2 * 2 * 3
@@ -117,7 +118,7 @@ class TestCounts:
         run, _ = run
         counts = []
         for epoch in range(1, 5):
-            timed(run, epoch, 2)
+            timed(run, epoch)
             if epoch > 2:
                 gc.collect()
                 counts.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
@@ -126,7 +127,7 @@ class TestCounts:
     def test_of_the_expensive_calls(self, run):
         run, requests = run
         with counted(run.setup.model) as work:
-            timed(run, 1, 2)
+            timed(run, 1)
         assert (work.network_calls, work.decodes) == (2 * 3 + 2 * 2 + 2 * 2, 4)
         rollouts, shared = 2 * 4 * 3, 4
         assert work.network_pictures == rollouts - shared + 2 * (2 * 4 * 2 - shared)
@@ -136,14 +137,14 @@ class TestCounts:
         run, requests = run
         train = run.setup.recipe.train.model_copy(update={"decode_batch": 3})
         setup = replace(run.setup, recipe=run.setup.recipe.model_copy(update={"train": train}))
-        timed(replace(run, setup=setup), 1, 2)
+        timed(replace(run, seat=Seat(setup)), 1)
         assert requests == [3, 3, 2] * 2
 
     def test_nothing_is_counted_afterwards(self, run):
         run, _ = run
         with counted(run.setup.model) as work:
             pass
-        timed(run, 1, 2)
+        timed(run, 1)
         assert work == Work()
 
     def test_operations_are_those_of_the_products(self):

@@ -1,0 +1,226 @@
+"""An epoch's work in shares: what each process of a team does of it, and what rank 0 makes of that.
+
+Pairs are shared out as neighbours, the rows of an update by turns. Every number belongs to a pair's running number or
+to an update, so that it does not depend on how many processes there are, but for the order of sums.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning
+from sdpo_cli.engine.credit import Answered, Asked, KeyRewards, answered, ask_rewards, joined_rewards
+from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.reference import Reference, with_reference
+from sdpo_cli.engine.rollout import (
+    Draw,
+    Rollouts,
+    draw_prompts,
+    encode_distinct,
+    joined_rollouts,
+    roll_out_parts,
+)
+from sdpo_cli.engine.scorer import Scorer
+from sdpo_cli.engine.setup import Setup
+from sdpo_cli.engine.team import ALONE, Team
+from sdpo_cli.engine.update import Gradients, Lesson, Numbers, Update, added, own_gradients
+
+
+@dataclass
+class Seat:
+    """What a process has at hand for its share; all but the first four is of the epoch at work.
+
+    Attributes:
+        setup: everything loaded.
+        team: whom it works with.
+        known: prompts encoded so far.
+        micro_batch: pairs in a forward pass that fit into this process's memory.
+        scorer: asks the rewards.
+        draw: the epoch's prompts, all of them.
+        own: the rollouts of its share; None where it has none.
+        asked: their pictures on the way to the rewards.
+        lesson: what is learnt from all rollouts.
+        flat: room for all weights or their gradient, where they go from process to process.
+    """
+
+    setup: Setup
+    team: Team = ALONE
+    known: dict[str, Conditioning] = field(default_factory=dict)
+    micro_batch: int = field(init=False)
+    scorer: Scorer | None = None
+    draw: Draw | None = None
+    own: Rollouts | None = None
+    asked: Sequence[Asked] = ()
+    lesson: Lesson | None = None
+    flat: Float[Tensor, " weights"] | None = None
+
+    def __post_init__(self) -> None:
+        self.micro_batch = self.setup.micro_batch
+
+    def forget(self) -> None:
+        """Let go of the epoch that has ended."""
+        self.draw, self.own, self.asked, self.lesson = None, None, (), None
+
+
+def add_adapter(seat: Seat, options: AdapterOptions) -> None:
+    """Make ready to train, and to send, the weights."""
+    model = seat.setup.model
+    model.add_adapter(options)
+    if seat.team.size > 1:
+        count = sum(weight.numel() for weight in model.trainable().values())
+        seat.flat = torch.zeros(count, device=model.device)
+
+
+def slots(seat: Seat) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each trained weight and its place in `flat`."""
+    weights = list(seat.setup.model.trainable().values())
+    parts = seat.flat.split([weight.numel() for weight in weights])
+    return ((weight, part.view_as(weight)) for weight, part in zip(weights, parts, strict=True))
+
+
+@torch.no_grad()
+def take_weights(seat: Seat) -> None:
+    """Make the weights rank 0's. A task begins with it: were it to fail before, the others would wait."""
+    if seat.team.size > 1:
+        if seat.team.rank == 0:
+            for weight, slot in slots(seat):
+                slot.copy_(weight)
+        seat.team.spread(seat.flat)
+        if seat.team.rank > 0:
+            for weight, slot in slots(seat):
+                weight.copy_(slot)
+
+
+def draw_epoch(seat: Seat, epoch: int) -> Draw:
+    """The epoch's prompts, encoded."""
+    recipe = seat.setup.recipe
+    prompts = draw_prompts(seat.setup.prompts, recipe.rollout.pairs, epoch, recipe.seed)
+    texts = [prompt.text for prompt in prompts]
+    return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, encode_distinct(seat.setup.model, texts, known=seat.known))
+
+
+def part_of(draw: Draw, span: slice) -> Draw:
+    """Neighbouring pairs of a draw."""
+    conditioning = {name: value[span] for name, value in draw.conditioning.items()}
+    return Draw(draw.prompts[span], draw.first + span.start, conditioning)
+
+
+def bare(rollouts: Rollouts) -> Rollouts:
+    """The rollouts without their prompts, which every process has."""
+    return replace(rollouts, draw=Draw((), rollouts.draw.first, {}))
+
+
+def sampled(seat: Seat, epoch: int) -> Rollouts:
+    """At rank 0: the epoch's rollouts, whose pictures are on their way to the rewards."""
+    parts = seat.team.perform(sample_share, seat, epoch)
+    return joined_rollouts(seat.draw, [part for part in parts if part])
+
+
+def sample_share(seat: Seat, epoch: int) -> Rollouts | None:
+    """Roll out this process's pairs of an epoch and ask the rewards about them."""
+    take_weights(seat)
+    seat.forget()
+    seat.draw = draw_epoch(seat, epoch)
+    own = part_of(seat.draw, seat.team.span(len(seat.draw)))
+    if not len(own):
+        return None
+    roll = partial(roll_out_and_ask, seat.setup, seat.scorer, own)
+    (seat.own, seat.asked), seat.micro_batch = fitting(roll, seat.micro_batch, "pair")
+    return bare(seat.own)
+
+
+def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:
+    """Sample the draw, `batch` pairs at a time; the finished ones are scored while the next are sampled."""
+    scorer.forget()  # what an attempt that ran out of memory has asked
+    plan, parts, asked = setup.objective.plan, [], []
+    for part in roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, batch):
+        parts.append(part)
+        pictures = asked[-1].batch if asked else setup.decoded_at_once(batch)
+        asked.append(ask_rewards(setup.model, scorer, part, plan, pictures))
+    return joined_rollouts(draw, parts), asked
+
+
+def scored(seat: Seat) -> KeyRewards:
+    """At rank 0: the rewards of all rollouts, waited for."""
+    shares = seat.team.perform(score_share, seat)
+    return joined_rewards(seat.setup.rewards, [part for share in shares for part in share])
+
+
+def score_share(seat: Seat) -> list[Answered]:
+    """The rewards of this process's rollouts, waited for."""
+    found, seat.asked = [answered(seat.scorer, part) for part in seat.asked], ()
+    return found
+
+
+def reference_of(seat: Seat) -> Reference:
+    """At rank 0: what asks the base model about the states of the rollouts."""
+    return with_reference if seat.team.size == 1 else partial(joint_reference, seat)
+
+
+def joint_reference(
+    seat: Seat, model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int
+) -> Rollouts:
+    """`with_reference`, each process asked about its own rollouts."""
+    reference = torch.zeros_like(rollouts.x0)
+    for (step, pair), estimates in seat.team.perform(compare_share, seat, places):
+        reference[:, pair, step] = estimates
+    return replace(rollouts, reference_x0=reference)
+
+
+def compare_share(
+    seat: Seat, places: Int[Tensor, "N 2"]
+) -> tuple[Int[Tensor, "2 M"], Float[Tensor, "R M C H W"] | float]:
+    """Which of the places are in this process's rollouts, and the base model's estimates there."""
+    span = seat.team.span(len(seat.draw))
+    own = places[(places[:, 1] >= span.start) & (places[:, 1] < span.stop)]
+    if not len(own):
+        return own.T, 0.0
+    step, pair = (own - torch.tensor([0, span.start])).T
+    known = with_reference(seat.setup.model, seat.own, torch.stack([step, pair], 1), seat.micro_batch)
+    return own.T, known.reference_x0[:, pair, step]
+
+
+def gradients_of(seat: Seat, lesson: Lesson) -> Gradients:
+    """At rank 0: what makes the gradients of the lesson's updates."""
+    if seat.team.size == 1:
+        return own_gradients
+    seat.team.perform(take_lesson, seat, bare(lesson.rollouts), lesson.advantage)
+    return partial(joint_gradients, seat)
+
+
+def take_lesson(seat: Seat, rollouts: Rollouts, advantage: Float[Tensor, "R B S"]) -> None:
+    """Keep what the epoch's updates learn from."""
+    setup, train = seat.setup, seat.setup.recipe.train
+    seat.lesson = Lesson(setup.objective, replace(rollouts, draw=seat.draw), advantage, train.kl, train.max_grad_norm)
+
+
+def joint_gradients(seat: Seat, model: BaseModel, lesson: Lesson, update: Update, micro_batch: int) -> Numbers:
+    """`own_gradients`, each process making that of its rows; those of all are added up where none has failed."""
+    parts = seat.team.perform(learn_share, seat, update)
+    seat.team.perform(add_up_gradients, seat)
+    for weight, slot in slots(seat):
+        if weight.grad is not None:
+            weight.grad.copy_(slot)
+    return reduce(added, parts)
+
+
+def learn_share(seat: Seat, update: Update) -> Numbers:
+    """The gradient of this process's rows of an update, put into `flat`, and their part of its numbers."""
+    take_weights(seat)
+    mine = slice(seat.team.rank, None, seat.team.size)
+    learn = partial(own_gradients, seat.setup.model, seat.lesson, update, mine=mine)
+    numbers, seat.micro_batch = fitting(learn, seat.micro_batch, "pair")
+    seat.flat.zero_()
+    for weight, slot in slots(seat):
+        if weight.grad is not None:
+            slot.copy_(weight.grad)
+    return numbers
+
+
+def add_up_gradients(seat: Seat) -> None:
+    """Let rank 0's `flat` be the sum of all."""
+    seat.team.add_up(seat.flat)

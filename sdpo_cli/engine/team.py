@@ -1,0 +1,261 @@
+"""The processes of one run: rank 0, whose run it is, and workers that do their share of every task.
+
+`torchrun` and `accelerate launch` start the same command several times and say so in the environment. Rank 0 tells
+all others a task, does its own share, and gathers what they answer, be it a fault: nobody waits for one that failed.
+Objects go by gloo; weights and gradients on CUDA by NCCL. torch is imported only where there are several processes.
+"""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from sdpo_cli.engine.signals import held
+from sdpo_cli.errors import SdpoError, TrainingError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for another: rank 0 may evaluate for hours, and one that dies is noticed at once."""
+
+
+class GoneError(TrainingError):
+    """A process of the run has died."""
+
+    def __init__(self) -> None:
+        super().__init__("a process of the run is gone", remedy="see what ended it, and start the run again")
+
+
+class ElsewhereError(Exception):
+    """A bug that another process met; the text is its traceback."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a process answers: a value, or its fault."""
+
+    value: Any = None
+    fault: Exception | None = None
+
+
+class Team:
+    """The processes of a run, seen from one of them; of size 1 it does nothing but call.
+
+    Attributes:
+        rank: the place of this process, 0 for the one whose run it is.
+        size: how many processes there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self._waiting = size > 1  # whether the others wait to be told something
+
+    def span(self, count: int) -> slice:
+        """This process's part of `count` neighbours; rank 0 has one whenever anybody has."""
+        each, more = divmod(count, self.size)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
+
+    def device(self, name: str) -> str:
+        """What a recipe's `train.device` means for this process. UsageError where it has no device of its own."""
+        if self.size == 1:
+            return name
+        import torch
+
+        kind = name.partition(":")[0]
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        if kind not in ("cuda", "cpu"):
+            raise UsageError("several processes need cuda or cpu", place=f"device {name}", remedy="start one process")
+        if kind == "cuda":
+            local, cards = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+            if local >= cards:
+                fault = f"needs a card of its own, and this machine has {cards}"
+                raise UsageError(fault, place=f"rank {self.rank}", remedy="start no more processes than cards")
+            torch.cuda.set_device(local)
+        return kind
+
+    def perform(self, task: Callable[..., Any], seat: Any, *args: Any) -> list[Any]:
+        """At rank 0: what every process's share of a task gives, `task(seat, *args)`, in the order of ranks.
+
+        `task` is found by its name elsewhere. A signal waits until all have answered.
+
+        Raises:
+            GoneError: a process has died.
+            SdpoError: what the task raised here, else what it raised elsewhere, the rank told with it.
+            ElsewhereError: a bug elsewhere.
+        """
+        if self.size == 1:
+            return [task(seat, *args)]
+        with held(), self.told((task, args)) as others:
+            own = task(seat, *args)
+        return [own, *others]
+
+    @contextmanager
+    def told(self, order: Any) -> Iterator[list[Any]]:
+        """At rank 0: while entered, the others work on `order`; afterwards the list given has what they answered.
+
+        Errors as of `perform`. What is no Exception, such as Ctrl-C, waits for nobody: the others find rank 0 gone.
+        """
+        others: list[Any] = []
+        if self.size == 1:
+            yield others
+            return
+        self._tell(order)
+        try:
+            yield others
+        except GoneError:
+            raise
+        except Exception:
+            with suppress(GoneError):
+                self._gather()
+            raise
+        answers = self._gather()
+        for answer in answers:
+            if answer.fault:
+                raise answer.fault
+        others += [answer.value for answer in answers]
+
+    def dismiss(self) -> None:
+        """At rank 0: let the others leave. Those in the middle of something see that rank 0 is gone."""
+        if self._waiting:
+            with suppress(GoneError):
+                self._tell(None)
+
+    def hear(self) -> Any:
+        """At a worker: what rank 0 tells next, tensors of its device on this process's. GoneError where it has died."""
+        import torch.distributed as dist
+
+        message: list[Any] = [None]
+        with together():
+            dist.broadcast_object_list(message, src=0)
+        return unpacked(message[0])
+
+    def answer(self, task: Callable[..., Any], *args: Any) -> None:
+        """At a worker: call `task` and answer what it gives, or its fault."""
+        import torch.distributed as dist
+
+        try:
+            data = packed(Answer(task(*args)))
+        except BaseException as fault:
+            data = self._packed_fault(fault)
+        with together():
+            dist.gather_object(data, None, dst=0)
+
+    def spread(self, tensor: "Tensor") -> None:
+        """Overwrite a tensor by rank 0's, at all processes at once."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            with together():
+                dist.broadcast(tensor, src=0)
+
+    def add_up(self, tensor: "Tensor") -> None:
+        """Add the tensors of all processes, at all at once; rank 0's becomes the sum, the others' mean nothing then."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            with together():
+                dist.reduce(tensor, dst=0)
+
+    def _tell(self, order: Any) -> None:
+        import torch.distributed as dist
+
+        data = packed(order)
+        self._waiting = False
+        with together():
+            dist.broadcast_object_list([data], src=0)
+
+    def _gather(self) -> list[Answer]:
+        import torch.distributed as dist
+
+        parts: list[Any] = [None] * self.size
+        with together():
+            dist.gather_object(b"", parts, dst=0)
+        self._waiting = True
+        return [unpacked(part) for part in parts[1:]]
+
+    def _packed_fault(self, fault: BaseException) -> bytes:
+        told = "".join(traceback.format_exception(fault))
+        with suppress(Exception):  # a plug-in's error may hold what cannot be sent
+            if isinstance(fault, SdpoError):
+                return packed(Answer(fault=fault.within(f"rank {self.rank}")))
+        return packed(Answer(fault=ElsewhereError(f"rank {self.rank}:\n{told}")))
+
+
+ALONE = Team()
+"""The team of a process that nobody has started beside others."""
+
+
+def launched() -> tuple[int, int]:
+    """Rank and number of processes, as the program that started them says; 0 and 1 where there is none."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
+
+
+@contextmanager
+def assembled() -> Iterator[Team]:
+    """The team of this process, met by all; on the way out rank 0 lets the others leave.
+
+    UsageError where the processes do not meet.
+    """
+    rank, size = launched()
+    if size == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    meet()
+    team = Team(rank, size)
+    try:
+        yield team
+    finally:
+        if rank == 0:
+            team.dismiss()
+        dist.destroy_process_group()
+
+
+def meet() -> None:
+    """Connect the processes. UsageError where that fails."""
+    import torch
+    import torch.distributed as dist
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        fault = f"the processes do not meet ({first_line(error)})"
+        raise UsageError(fault, place="sdpo train", remedy="start them with torchrun, or unset WORLD_SIZE") from error
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Turns the failure of what processes do at once into GoneError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise GoneError from error
+
+
+def packed(value: Any) -> bytes:
+    """Anything as bytes, tensors included."""
+    import torch
+
+    buffer = BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes) -> Any:
+    """What was packed; tensors of another process's CUDA device are on this one's, those of the CPU stay there."""
+    import torch
+
+    def here(storage: Any, location: str) -> Any:
+        return storage if location == "cpu" else storage.cuda()
+
+    return torch.load(BytesIO(data), map_location=here, weights_only=False)
