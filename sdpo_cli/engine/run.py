@@ -35,7 +35,7 @@ from sdpo_cli.engine.run_request import Trained, check_start, read_resumption
 from sdpo_cli.engine.sampling import sample_pictures
 from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_setup
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
-from sdpo_cli.engine.team import GoneError, Team, assembled
+from sdpo_cli.engine.team import ALONE, GoneError, Team, assembled
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import StoppedError, TrainingError
 from sdpo_cli.recipe import dump_recipe, long_form
@@ -80,7 +80,7 @@ def load_everywhere(resolved: ResolvedRecipe, team: Team) -> Generator[Event, No
 
 
 def carry_out(
-    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team
+    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team = ALONE
 ) -> Generator[Event, None, Trained]:
     """Train, evaluate and write everything down.
 
