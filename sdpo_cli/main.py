@@ -53,7 +53,7 @@ def _one_process_alone(command: str | None) -> None:
     if size > 1 and command != "train":
         if rank:
             raise typer.Exit
-        remedy = "start it without torchrun; only `sdpo train` shares its work"
+        remedy = "start it without torchrun, or unset WORLD_SIZE; only `sdpo train` shares its work"
         raise UsageError(f"runs in one process, and there are {size}", place=f"sdpo {command}", remedy=remedy)
 
 

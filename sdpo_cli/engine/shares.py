@@ -32,7 +32,7 @@ from sdpo_cli.engine.update import Gradients, Lesson, Numbers, Update, added, ow
 
 @dataclass
 class Seat:
-    """What a process has at hand for its share; all but the first four is of the epoch at work.
+    """What a process has at hand for its share. Draw, rollouts, pictures and lesson are of the epoch at work.
 
     Attributes:
         setup: everything loaded.

@@ -194,8 +194,8 @@ ALONE = Team()
 
 def launched() -> tuple[int, int]:
     """Rank and number of processes, as the program that started them says; 0 and 1 where there is none."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    return (int(os.environ.get("RANK") or 0), size) if size > 1 else (0, 1)
 
 
 @contextmanager

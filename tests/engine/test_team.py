@@ -173,7 +173,7 @@ def test_what_does_not_share_its_work_is_refused_once(monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         ended.append((main(["eval", "quickstart"]), capsys.readouterr().err))
     assert ended == [
-        (2, "error: sdpo eval: runs in one process, and there are 2; start it without torchrun; "
+        (2, "error: sdpo eval: runs in one process, and there are 2; start it without torchrun, or unset WORLD_SIZE; "
             "only `sdpo train` shares its work\n"),
         (0, ""),
     ]  # fmt: skip
