@@ -80,7 +80,7 @@ def load_everywhere(resolved: ResolvedRecipe, team: Team) -> Generator[Event, No
 
 
 def carry_out(
-    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team = ALONE
+    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team
 ) -> Generator[Event, None, Trained]:
     """Train, evaluate and write everything down.
 
@@ -98,7 +98,7 @@ def carry_out(
 
 
 def whole_run(
-    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team
+    setup: Setup, folder: RunFolder, resume: Resumption | None, team: Team = ALONE
 ) -> Generator[Event, None, Trained]:
     """Train with records along the way, then show what has changed."""
     evaluation: Evaluation | None = None
