@@ -187,7 +187,9 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     except BaseException as fault:
         try:
             keep(run, snapshot)
-        except (ArtifactError, StopSignal):  # what stops the run first is told
+        except StopSignal:
+            pass  # the run was at its end already, and its fault is told
+        except ArtifactError:
             if not isinstance(fault, ArtifactError):
                 raise
         raise

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import tiny
@@ -19,6 +21,7 @@ from sdpo_cli.engine.checkpoint import complete_checkpoints, newest_snapshot
 from sdpo_cli.engine.evaluate import Plan, evaluate
 from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
 from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.signals import stop_signals
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import ArtifactError, PluginError, RecipeError
 
@@ -153,6 +156,28 @@ def test_a_failing_reward_leaves_the_epochs_before_it(checkpoint, tmp_path):
     with pytest.raises(PluginError, match=r"^reward failing: raised ValueError: the scorer fell over \(.* of '\w+'\)"):
         list(train(setup, run, resume=None))
     assert newest_snapshot(run.checkpoints)[0].progress.epoch == len(run.metrics.read_text().splitlines()) >= 1
+
+
+def test_a_signal_that_meets_the_saving_of_a_failed_run_leaves_its_fault(checkpoint, tmp_path, monkeypatch):
+    class Failing(tiny.Brightness):
+        def score(self, request: ScoreRequest) -> ScoreResult:
+            if run.metrics.exists():
+                raise ValueError("the scorer fell over")
+            return super().score(request)
+
+    def save_slowly(path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(path)
+
+    run, setup = folder(tmp_path), tiny.setup(checkpoint, epochs=4)
+    section = setup.recipe.train.model_copy(update={"checkpoint_every": 4})
+    recipe = setup.recipe.model_copy(update={"train": section})
+    setup = dataclasses.replace(setup, recipe=recipe, rewards=(LoadedReward("failing", "1", 1.0, Failing()),))
+    save = setup.model.save_adapter
+    monkeypatch.setattr(setup.model, "save_adapter", save_slowly)
+    with stop_signals(), pytest.raises(PluginError, match="the scorer fell over"):
+        list(train(setup, run, resume=None))
+    assert newest_snapshot(run.checkpoints)[0].progress.epoch == 1
 
 
 def test_an_epoch_whose_record_cannot_be_written_has_no_checkpoint(checkpoint, tmp_path, unbroken):
