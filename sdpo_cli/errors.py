@@ -56,7 +56,7 @@ class RecipeError(SdpoError):
 
     def within(self, where: str) -> Self:
         """The same faults, each told as one in `where`."""
-        RecipeError.__init__(self, [one_line(fault, where) for fault in self.faults])
+        RecipeError.__init__(self, [f"{where}, {fault}" for fault in self.faults])
         return self
 
 

@@ -67,16 +67,16 @@ class Team:
             return name
         import torch
 
-        kind = name.partition(":")[0]
+        kind, place = name.partition(":")[0], f"device {name}"
         if kind == "auto":
             kind = "cuda" if torch.cuda.is_available() else "cpu"
         if kind not in ("cuda", "cpu"):
-            raise UsageError("several processes need cuda or cpu", place=f"device {name}", remedy="start one process")
+            raise UsageError("several processes need cuda or cpu", place=place, remedy="start one process")
         if kind == "cuda":
             local, cards = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
             if local >= cards:
                 fault = f"needs a card of its own, and this machine has {cards}"
-                raise UsageError(fault, place=f"rank {self.rank}", remedy="start no more processes than cards")
+                raise UsageError(fault, place=place, remedy="start no more processes than cards")
             torch.cuda.set_device(local)
         return kind
 

@@ -114,6 +114,16 @@ def test_a_reward_that_fails_in_a_worker_is_told_in_one_line_with_its_rank(team)
     assert newest_snapshot(team.folder / "fails" / "checkpoints")[0].progress.epoch == 1
 
 
+def test_what_a_worker_cannot_load_is_told_before_anything_is_written(team):
+    (team.folder / "absent.py").write_text(
+        "import os\n\nif os.environ.get('RANK') != '1':\n    from bright import score\n"
+    )
+    codes, said = team.run("train", "tiny.yaml", "--out", "unloaded", "--set=reward=absent:score", "--quiet", size=2)
+    fault = f"{team.folder / 'absent.py'} has no score; define score(images, prompts, metadata) there"
+    assert (codes, said) == ([2, 0], [f"error: rank 1, tiny.yaml: reward.absent:score: {fault}\n", ""])
+    assert not (team.folder / "unloaded").exists()
+
+
 def test_a_worker_that_is_killed_costs_the_epoch_at_work_and_another_number_goes_on(team):
     codes, said = broken(team, "dies", "os.kill(os.getpid(), signal.SIGKILL)")
     assert codes == [5, -signal.SIGKILL]
