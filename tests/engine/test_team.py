@@ -81,10 +81,8 @@ VARIANTS = {
     "sdpo with prompt statistics, 9 pairs in batches of 3, pulled to the base model": (
         2, ["rollout.pairs=9", "train.batch=3", "train.kl=0.1", "train.ema_decay=0.5",
             "objective.sdpo.statistics.min_count=1"]),
-    "branched sdpo, one process without a pair": (
-        3, ["rollout.pairs=2", "objective.sdpo.branched=true", "train.kl=0.1", "train.epochs=1"]),
-    "d3po, whose loss compares with the base model": (
-        3, ["rollout.pairs=4", "train.batch=2", "objective={d3po: {}}", "train.epochs=1"]),
+    "d3po, whose loss compares with the base model, one process without a pair": (
+        3, ["rollout.pairs=2", "objective={d3po: {}}", "train.epochs=1"]),
     "ddpo, all weights": (2, ["rollout.pairs=5", "objective={ddpo: {}}", "model.train=full", "train.epochs=1"]),
 }  # fmt: skip
 
