@@ -173,8 +173,9 @@ def update_policy(
         check_finite(numbers, update, lesson)
         for name, value in numbers.items():
             totals.setdefault(name, []).append(value)
+    largest = max(totals.pop("ratio_max"))
     means = {name: sum(values) / len(values) for name, values in totals.items()}
-    return {**means, "ratio_max": max(totals["ratio_max"])}, micro_batch
+    return {**means, "ratio_max": largest}, micro_batch
 
 
 def attempt_update(
