@@ -19,7 +19,7 @@ from sdpo_cli.engine.preview import decode, rewarded_decoder
 from sdpo_cli.engine.rollout import Rollouts, first_rewarded_step
 from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.scoring import LoadedReward, columns, weighted_sum
-from sdpo_cli.errors import TrainingError
+from sdpo_cli.errors import PluginError, TrainingError
 from sdpo_cli.maths import (
     StepStatistics,
     align_credit,
@@ -195,6 +195,11 @@ def key_rewards(scorer: Scorer, asked: Sequence[Asked]) -> KeyRewards:
 
 def joined_rewards(rewards: Sequence[LoadedReward], parts: Sequence[Answered]) -> KeyRewards:
     """The rewards of all parts as one, weighed over all of them."""
+    given, *others = [set(part.values) for part in parts]
+    for other in others:
+        if other != given:
+            fault = f"gave {sorted(other ^ given)} in one process and not in another"
+            raise PluginError(fault, place="rewards", remedy="a reward must give the same details every time")
     values = {name: torch.cat([part.values[name] for part in parts], dim=1) for name in parts[0].values}
     key_step = torch.cat([part.key_step for part in parts], dim=1)
     common = torch.cat([part.common for part in parts])

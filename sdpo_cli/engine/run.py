@@ -34,6 +34,7 @@ from sdpo_cli.engine.rollout import encode_distinct
 from sdpo_cli.engine.run_request import Trained, check_start, read_resumption
 from sdpo_cli.engine.sampling import sample_pictures
 from sdpo_cli.engine.setup import Setup, adapter_options, evaluation_plan, load_setup
+from sdpo_cli.engine.shares import check_alike
 from sdpo_cli.engine.signals import StopSignal, interruptible, stop_signals
 from sdpo_cli.engine.team import ALONE, GoneError, Team, assembled
 from sdpo_cli.engine.trainer import train
@@ -72,8 +73,9 @@ def resume(
 
 def load_everywhere(resolved: ResolvedRecipe, team: Team) -> Generator[Event, None, Setup]:
     """Load what the recipe names while all other processes load it too."""
-    with team.told((long_form(resolved.recipe), resolved.place)):
+    with team.told((long_form(resolved.recipe), resolved.place)) as others:
         setup = yield from load_setup(resolved, team.device(resolved.recipe.train.device))
+    check_alike(setup, others)
     if team.size > 1:
         yield Note(f"processes that share the work: {team.size}")
     return setup

@@ -4,13 +4,14 @@ Pairs are shared out as neighbours, the rows of an update by turns. Every number
 to an update, so that it does not depend on how many processes there are, but for the order of sums.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning
 from sdpo_cli.engine.credit import Answered, Asked, KeyRewards, answered, ask_rewards, joined_rewards
@@ -28,6 +29,7 @@ from sdpo_cli.engine.scorer import Scorer
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.team import ALONE, Team
 from sdpo_cli.engine.update import Gradients, Lesson, Numbers, Update, added, own_gradients
+from sdpo_cli.errors import UsageError
 
 
 @dataclass
@@ -44,7 +46,6 @@ class Seat:
         own: the rollouts of its share; None where it has none.
         asked: their pictures on the way to the rewards.
         lesson: what is learnt from all rollouts.
-        flat: room for all weights or their gradient, where they go from process to process.
     """
 
     setup: Setup
@@ -56,7 +57,6 @@ class Seat:
     own: Rollouts | None = None
     asked: Sequence[Asked] = ()
     lesson: Lesson | None = None
-    flat: Float[Tensor, " weights"] | None = None
 
     def __post_init__(self) -> None:
         self.micro_batch = self.setup.micro_batch
@@ -66,33 +66,49 @@ class Seat:
         self.draw, self.own, self.asked, self.lesson = None, None, (), None
 
 
+def alike(setup: Setup) -> dict[str, str]:
+    """What must be the same in all processes of a run."""
+    return {**setup.about, "kind of device": setup.model.device.type}
+
+
+def check_alike(setup: Setup, others: Sequence[Mapping[str, str]]) -> None:
+    """At rank 0: UsageError where another process has loaded something else."""
+    for rank, other in enumerate(others, start=1):
+        for what, own in alike(setup).items():
+            if other[what] != own:
+                fault, remedy = f"{other[what]}, where rank 0 has {own}", "let all find the same files and plug-ins"
+                raise UsageError(fault, place=f"rank {rank}: {what}", remedy=remedy)
+
+
 def add_adapter(seat: Seat, options: AdapterOptions) -> None:
-    """Make ready to train, and to send, the weights."""
-    model = seat.setup.model
-    model.add_adapter(options)
-    if seat.team.size > 1:
-        count = sum(weight.numel() for weight in model.trainable().values())
-        seat.flat = torch.zeros(count, device=model.device)
+    """Make ready to train."""
+    seat.setup.model.add_adapter(options)
 
 
-def slots(seat: Seat) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Each trained weight and its place in `flat`."""
-    weights = list(seat.setup.model.trainable().values())
-    parts = seat.flat.split([weight.numel() for weight in weights])
-    return ((weight, part.view_as(weight)) for weight, part in zip(weights, parts, strict=True))
+def trained_weights(seat: Seat) -> list[nn.Parameter]:
+    """The weights that are trained."""
+    return list(seat.setup.model.trainable().values())
 
 
 @torch.no_grad()
-def take_weights(seat: Seat) -> None:
-    """Make the weights rank 0's. A task begins with it: were it to fail before, the others would wait."""
-    if seat.team.size > 1:
-        if seat.team.rank == 0:
-            for weight, slot in slots(seat):
-                slot.copy_(weight)
-        seat.team.spread(seat.flat)
-        if seat.team.rank > 0:
-            for weight, slot in slots(seat):
-                weight.copy_(slot)
+def weights_of(seat: Seat) -> Float[Tensor, " weights"] | None:
+    """At rank 0: all trained weights, on the CPU, to be sent; None where there is nobody to send them to."""
+    return parameters_to_vector(trained_weights(seat)).cpu() if seat.team.size > 1 else None
+
+
+@torch.no_grad()
+def take_weights(seat: Seat, weights: Float[Tensor, " weights"] | None) -> None:
+    """At a worker: make the weights rank 0's."""
+    if seat.team.rank > 0:
+        for weight, part in parts_of(seat, weights):
+            weight.copy_(part)
+
+
+def parts_of(seat: Seat, vector: Float[Tensor, " weights"]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each trained weight and its part of what has a number for every one of all weights."""
+    weights = trained_weights(seat)
+    parts = vector.split([weight.numel() for weight in weights])
+    return ((weight, part.view_as(weight)) for weight, part in zip(weights, parts, strict=True))
 
 
 def draw_epoch(seat: Seat, epoch: int) -> Draw:
@@ -116,13 +132,13 @@ def bare(rollouts: Rollouts) -> Rollouts:
 
 def sampled(seat: Seat, epoch: int) -> Rollouts:
     """At rank 0: the epoch's rollouts, whose pictures are on their way to the rewards."""
-    parts = seat.team.perform(sample_share, seat, epoch)
+    parts = seat.team.perform(sample_share, seat, weights_of(seat), epoch)
     return joined_rollouts(seat.draw, [part for part in parts if part])
 
 
-def sample_share(seat: Seat, epoch: int) -> Rollouts | None:
+def sample_share(seat: Seat, weights: Float[Tensor, " weights"] | None, epoch: int) -> Rollouts | None:
     """Roll out this process's pairs of an epoch and ask the rewards about them."""
-    take_weights(seat)
+    take_weights(seat, weights)
     seat.forget()
     seat.draw = draw_epoch(seat, epoch)
     own = part_of(seat.draw, seat.team.span(len(seat.draw)))
@@ -199,28 +215,30 @@ def take_lesson(seat: Seat, rollouts: Rollouts, advantage: Float[Tensor, "R B S"
 
 
 def joint_gradients(seat: Seat, model: BaseModel, lesson: Lesson, update: Update, micro_batch: int) -> Numbers:
-    """`own_gradients`, each process making that of its rows; those of all are added up where none has failed."""
-    parts = seat.team.perform(learn_share, seat, update)
-    seat.team.perform(add_up_gradients, seat)
-    for weight, slot in slots(seat):
-        if weight.grad is not None:
-            weight.grad.copy_(slot)
-    return reduce(added, parts)
+    """`own_gradients`, each process making that of its rows; rank 0's become the sum of all."""
+    shares = seat.team.perform(learn_share, seat, weights_of(seat), update)
+    for _, gradient in shares[1:]:
+        if gradient is not None:
+            for weight, part in parts_of(seat, gradient):
+                if weight.grad is not None:
+                    weight.grad += part.to(weight.device)
+    return reduce(added, (numbers for numbers, _ in shares))
 
 
-def learn_share(seat: Seat, update: Update) -> Numbers:
-    """The gradient of this process's rows of an update, put into `flat`, and their part of its numbers."""
-    take_weights(seat)
-    mine = slice(seat.team.rank, None, seat.team.size)
-    learn = partial(own_gradients, seat.setup.model, seat.lesson, update, mine=mine)
-    numbers, seat.micro_batch = fitting(learn, seat.micro_batch, "pair")
-    seat.flat.zero_()
-    for weight, slot in slots(seat):
-        if weight.grad is not None:
-            slot.copy_(weight.grad)
-    return numbers
+def learn_share(
+    seat: Seat, weights: Float[Tensor, " weights"] | None, update: Update
+) -> tuple[Numbers, Float[Tensor, " weights"] | None]:
+    """What this process's rows of an update add to its numbers and, but at rank 0, where it stays, to its gradient."""
+    take_weights(seat, weights)
+    mine, trained = slice(seat.team.rank, None, seat.team.size), trained_weights(seat)
 
+    def attempt(micro_batch: int) -> Numbers:
+        for weight in trained:
+            weight.grad = None
+        return own_gradients(seat.setup.model, seat.lesson, update, micro_batch, mine)
 
-def add_up_gradients(seat: Seat) -> None:
-    """Let rank 0's `flat` be the sum of all."""
-    seat.team.add_up(seat.flat)
+    numbers, seat.micro_batch = fitting(attempt, seat.micro_batch, "pair")
+    if seat.team.rank == 0 or not numbers:
+        return numbers, None
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
+    return numbers, parameters_to_vector(gradients).cpu()

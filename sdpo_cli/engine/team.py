@@ -2,33 +2,38 @@
 
 `torchrun` and `accelerate launch` start the same command several times and say so in the environment. Rank 0 tells
 all others a task, does its own share, and gathers what they answer, be it a fault: nobody waits for one that failed.
-Objects go by gloo; weights and gradients on CUDA by NCCL. torch is imported only where there are several processes.
+Everything goes by gloo, through the host's memory. torch is imported only where there are several processes.
 """
 
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from sdpo_cli.engine.signals import held
 from sdpo_cli.errors import SdpoError, TrainingError, UsageError, first_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for another: rank 0 may evaluate for hours, and one that dies is noticed at once."""
 
+POLL = 0.1
+"""Seconds after which rank 0, waiting for the others, sees that it is asked to stop."""
+
+T = TypeVar("T")
+
 
 class GoneError(TrainingError):
-    """A process of the run has died."""
+    """A process of the run has died, or cannot be reached."""
 
-    def __init__(self) -> None:
-        super().__init__("a process of the run is gone", remedy="see what ended it, and start the run again")
+    def __init__(self, cause: BaseException) -> None:
+        fault = f"a process of the run is gone ({first_line(cause)})"
+        super().__init__(fault, remedy="see what ended it, and start the run again")
 
 
 class ElsewhereError(Exception):
@@ -74,6 +79,7 @@ class Team:
             raise UsageError("several processes need cuda or cpu", place=place, remedy="start one process")
         if kind == "cuda":
             local, cards = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+            local = 0 if cards == 1 and "CUDA_VISIBLE_DEVICES" in os.environ else local  # given to it alone
             if local >= cards:
                 fault = f"needs a card of its own, and this machine has {cards}"
                 raise UsageError(fault, place=place, remedy="start no more processes than cards")
@@ -83,7 +89,7 @@ class Team:
     def perform(self, task: Callable[..., Any], seat: Any, *args: Any) -> list[Any]:
         """At rank 0: what every process's share of a task gives, `task(seat, *args)`, in the order of ranks.
 
-        `task` is found by its name elsewhere. A signal waits until all have answered.
+        `task` is found by its name elsewhere.
 
         Raises:
             GoneError: a process has died.
@@ -92,7 +98,7 @@ class Team:
         """
         if self.size == 1:
             return [task(seat, *args)]
-        with held(), self.told((task, args)) as others:
+        with self.told((task, args)) as others:
             own = task(seat, *args)
         return [own, *others]
 
@@ -109,76 +115,63 @@ class Team:
         self._tell(order)
         try:
             yield others
-        except GoneError:
-            raise
         except Exception:
             with suppress(GoneError):
                 self._gather()
             raise
-        answers = self._gather()
-        for answer in answers:
-            if answer.fault:
-                raise answer.fault
+        answers = [unpacked(part) for part in self._gather()]
+        faults = [answer.fault for answer in answers if answer.fault is not None]
+        if faults:
+            raise min(faults, key=lambda fault: isinstance(fault, GoneError))  # what made others gone
         others += [answer.value for answer in answers]
 
-    def dismiss(self) -> None:
-        """At rank 0: let the others leave. Those in the middle of something see that rank 0 is gone."""
+    def dismiss(self) -> bool:
+        """At rank 0: let the others leave; False where they are in the middle of something, and will see it gone."""
         if self._waiting:
             with suppress(GoneError):
-                self._tell(None)
+                self._send(b"")
+        return self._waiting
 
-    def hear(self) -> Any:
-        """At a worker: what rank 0 tells next, tensors of its device on this process's. GoneError where it has died."""
+    def hear(self) -> bytes:
+        """At a worker: what rank 0 tells next, packed; nothing at the end. GoneError where it has died."""
         import torch.distributed as dist
 
         message: list[Any] = [None]
         with together():
             dist.broadcast_object_list(message, src=0)
-        return unpacked(message[0])
+        data: bytes = message[0]
+        return data
 
-    def answer(self, task: Callable[..., Any], *args: Any) -> None:
-        """At a worker: call `task` and answer what it gives, or its fault."""
+    def answer(self, order: bytes, obey: Callable[..., Any]) -> None:
+        """At a worker: answer what `obey` gives, called with what the order holds, or its fault."""
         import torch.distributed as dist
 
         try:
-            data = packed(Answer(task(*args)))
+            data = packed(Answer(obey(*unpacked(order))))
         except BaseException as fault:
             data = self._packed_fault(fault)
         with together():
             dist.gather_object(data, None, dst=0)
 
-    def spread(self, tensor: "Tensor") -> None:
-        """Overwrite a tensor by rank 0's, at all processes at once."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            with together():
-                dist.broadcast(tensor, src=0)
-
-    def add_up(self, tensor: "Tensor") -> None:
-        """Add the tensors of all processes, at all at once; rank 0's becomes the sum, the others' mean nothing then."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            with together():
-                dist.reduce(tensor, dst=0)
-
     def _tell(self, order: Any) -> None:
-        import torch.distributed as dist
-
         data = packed(order)
         self._waiting = False
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        import torch.distributed as dist
+
         with together():
             dist.broadcast_object_list([data], src=0)
 
-    def _gather(self) -> list[Answer]:
+    def _gather(self) -> list[bytes]:
         import torch.distributed as dist
 
         parts: list[Any] = [None] * self.size
         with together():
-            dist.gather_object(b"", parts, dst=0)
+            interruptibly(lambda: dist.gather_object(b"", parts, dst=0))
         self._waiting = True
-        return [unpacked(part) for part in parts[1:]]
+        return parts[1:]
 
     def _packed_fault(self, fault: BaseException) -> bytes:
         told = "".join(traceback.format_exception(fault))
@@ -194,8 +187,10 @@ ALONE = Team()
 
 def launched() -> tuple[int, int]:
     """Rank and number of processes, as the program that started them says; 0 and 1 where there is none."""
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    return (int(os.environ.get("RANK") or 0), size) if size > 1 else (0, 1)
+    with suppress(KeyError, ValueError):  # clusters set WORLD_SIZE for ends of their own
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return (rank, size) if size > 1 else (0, 1)
+    return 0, 1
 
 
 @contextmanager
@@ -215,22 +210,22 @@ def assembled() -> Iterator[Team]:
     try:
         yield team
     finally:
-        if rank == 0:
-            team.dismiss()
-        dist.destroy_process_group()
+        if rank > 0 or team.dismiss():
+            dist.destroy_process_group()
 
 
 def meet() -> None:
-    """Connect the processes. UsageError where that fails."""
-    import torch
+    """Connect the processes; Ctrl-C ends the waiting for them at once. UsageError where that fails."""
     import torch.distributed as dist
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         fault = f"the processes do not meet ({first_line(error)})"
         raise UsageError(fault, place="sdpo train", remedy="start them with torchrun, or unset WORLD_SIZE") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -239,7 +234,23 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise GoneError from error
+        raise GoneError(error) from error
+
+
+def interruptibly(call: Callable[[], T]) -> T:
+    """What `call` gives, made in a thread that is left behind where a signal stops the waiting for it."""
+    future: Future[T] = Future()
+
+    def settle() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as fault:
+            future.set_exception(fault)
+
+    threading.Thread(target=settle, name="sdpo waiting", daemon=True).start()
+    while True:
+        with suppress(TimeoutError):
+            return future.result(POLL)
 
 
 def packed(value: Any) -> bytes:

@@ -143,7 +143,7 @@ Numbers = Mapping[str, Float[Tensor, ""]]
 """Loss and metrics of an update, and `ratio_max`, the largest |ρ|; on the device."""
 
 Gradients = Callable[[BaseModel, Lesson, Update, int], Numbers]
-"""Puts the gradient of (model, lesson, update), times `gradient_scale`, on the weights, by so many pairs at a time."""
+"""Adds the gradient of (model, lesson, update), times `gradient_scale`, to the weights', by so many pairs at a time."""
 
 
 def update_policy(
@@ -190,6 +190,7 @@ def attempt_update(
 
     Gives its numbers on the device, where nobody has looked at them yet.
     """
+    optimizer.zero_grad(set_to_none=True)
     numbers = (gradients or own_gradients)(model, lesson, update, micro_batch)
     weights = list(model.trainable().values())
     torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], gradient_scale(model))
@@ -206,8 +207,6 @@ def own_gradients(
     `micro_batch` counts actions: whole trajectories share it, one at least in each part. Gives loss and metrics, what
     the rows add to the update's means, and `ratio_max`; nothing where there are no rows.
     """
-    for weight in model.trainable().values():
-        weight.grad = None
     numbers = dict[str, Tensor]()
     scale = gradient_scale(model)
     fits = max(1, micro_batch // update.step[0].numel())
@@ -225,7 +224,7 @@ def added(one: Numbers, other: Numbers) -> Numbers:
     """The numbers of two parts of an update as one: sums, and of `ratio_max` the larger."""
     if not one or not other:
         return one or other
-    sums = {name: one[name] + other[name] for name in one}
+    sums = {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other} if name != "ratio_max"}
     return {**sums, "ratio_max": torch.maximum(one["ratio_max"], other["ratio_max"])}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,14 +126,41 @@ def test_what_a_worker_cannot_load_is_told_before_anything_is_written(team):
 def test_a_worker_that_is_killed_costs_the_epoch_at_work_and_another_number_goes_on(team):
     codes, said = broken(team, "dies", "os.kill(os.getpid(), signal.SIGKILL)")
     assert codes == [5, -signal.SIGKILL]
-    assert said == [
-        "error: dies: a process of the run is gone; continue with `sdpo train --out dies --resume`\n",
-        "",
-    ]
+    told = r"error: dies: a process of the run is gone \(.+\); continue with `sdpo train --out dies --resume`\n"
+    assert re.fullmatch(told, said[0])
+    assert not said[1]
     assert [row["epoch"] for row in metrics(team.folder / "dies")] == [1]
     train(team, "dies", 1)
     train(team, "whole", 1, "reward=dies:score")
     check_equal(team, "dies", "whole")
+
+
+def test_a_fault_of_rank_0_s_own_is_told_and_the_others_leave(team):
+    (team.folder / "own.py").write_text(FUNCTION.replace('"1"', '"0"') % 'raise ValueError("no")')
+    codes, said = team.run("train", "tiny.yaml", "--out", "own", "--set=reward=own:score", "--quiet", size=3)
+    assert codes == [3, 0, 0]
+    assert said[0].startswith("error: reward own:score: raised ValueError: no at own.py:9 (")
+    assert not any(said[1:])
+
+
+def test_more_processes_go_on_with_a_run_of_one(team):
+    train(team, "more", 1, "train.epochs=1")
+    train(team, "more", 2, "train.epochs=2")
+    train(team, "as-ever", 1)
+    check_equal(team, "more", "as-ever")
+
+
+def test_a_signal_stops_rank_0_while_another_process_is_busy(team):
+    (team.folder / "slow.py").write_text(FUNCTION % "import time; open('busy', 'w').write('\\n'); time.sleep(600)")
+    children = team.start("train", "tiny.yaml", "--out", "slow", "--set=reward=slow:score", "--quiet", size=2)
+    wait_for(team.folder / "busy")
+    os.kill(children[0], signal.SIGTERM)
+    wait_for(team.folder / "said-0")
+    os.kill(children[1], signal.SIGKILL)
+    codes, said = team.end()
+    assert codes == [143, -signal.SIGKILL]
+    assert said[0] == "error: slow: stopped by SIGTERM; continue with `sdpo train --out slow --resume`\n"
+    assert newest_snapshot(team.folder / "slow" / "checkpoints")[0].progress.epoch == 1
 
 
 def test_rank_0_killed_lets_the_others_leave(team):
