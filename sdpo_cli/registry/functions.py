@@ -72,7 +72,7 @@ def function_spec(name: str, folders: Sequence[Path], place: str) -> tuple[Rewar
         options=FunctionOptions,
         load=lambda options, context: FunctionReward(name, function, files),
     )
-    return spec, next((folder for folder in folders if files[0].is_relative_to(folder)), None)
+    return spec, next((folder for folder in folders if files[0].is_relative_to(folder.resolve())), None)
 
 
 def imported(name: str, folders: Sequence[Path], place: str) -> ModuleType:

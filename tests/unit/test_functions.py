@@ -99,6 +99,15 @@ def test_methods_and_objects_of_packages_are_found(tmp_path):
     assert scored(tmp_path, "mine_too:scorer") == [2.5, 2.5]
 
 
+@pytest.mark.parametrize("way", ["sub/../sub", "link"])
+def test_a_folder_is_recorded_whichever_way_it_was_named(tmp_path, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "sub", "def score(images, prompts, metadata): return images.mean((1, 2, 3))")
+    (tmp_path / "link").symlink_to("sub")
+    folder = chosen(tmp_path / way).all_options()["folder"]
+    assert Path(folder).resolve() == tmp_path / "sub"
+
+
 def test_the_recipes_folder_comes_before_the_working_folder_and_is_recorded(tmp_path, monkeypatch):
     code = "def score(images, prompts, metadata): return [{}.0] * len(images)\n"
     recipes, working = write(tmp_path / "recipes", code.format(1)), write(tmp_path / "working", code.format(2))
