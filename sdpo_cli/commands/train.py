@@ -49,11 +49,9 @@ def train(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.commands.tables import print_report
     from sdpo_cli.engine.artifacts import latest_run
     from sdpo_cli.engine.run_request import check_start, find_run, finished_run
     from sdpo_cli.engine.team import assembled, launched
-    from sdpo_cli.errors import UsageError
     from sdpo_cli.registry import load_recipe
 
     if launched()[0]:
@@ -61,13 +59,8 @@ def train(
 
         work()
         return
-    if resume and recipe and out:
-        raise UsageError("the run is named already", place=f"--out {out}", remedy="leave it out")
-    if not resume and not recipe:
-        raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
-    if override and not resume:
-        raise UsageError("nothing is gone on with", place="--override", remedy="add --resume, or leave it out")
     settings, override = settings or [], override or []
+    check_asked(recipe, out, override, resume=resume)
     if recipe and not resume:
         resolved = load_recipe(recipe, settings)
         check_start(resolved, out)
@@ -79,10 +72,19 @@ def train(
                 print_finished(finished, quiet=quiet)
             return
         events = with_torch(lambda run: run.resume(folder, settings, override))
-    trained = show(events, Console(stderr=True), quiet=quiet)
-    print_report(trained.report)
-    if not quiet:
-        print_next(trained)
+    print_trained(show(events, Console(stderr=True), quiet=quiet), quiet=quiet)
+
+
+def check_asked(recipe: str | None, out: Path | None, override: list[str], *, resume: bool) -> None:
+    """UsageError where arguments do not go together."""
+    from sdpo_cli.errors import UsageError
+
+    if resume and recipe and out:
+        raise UsageError("the run is named already", place=f"--out {out}", remedy="leave it out")
+    if not resume and not recipe:
+        raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
+    if override and not resume:
+        raise UsageError("nothing is gone on with", place="--override", remedy="add --resume, or leave it out")
 
 
 def with_torch(begin: "Callable[[ModuleType], Generator[Event, None, Trained]]") -> "Generator[Event, None, Trained]":
@@ -105,8 +107,13 @@ def print_finished(trained: "Trained", *, quiet: bool) -> None:
     print_report(trained.report)
 
 
-def print_next(trained: "Trained") -> None:
-    """Where the pictures are, and what to try next."""
+def print_trained(trained: "Trained", *, quiet: bool) -> None:
+    """What has changed, where the pictures are, and what to try next."""
+    from sdpo_cli.commands.tables import print_report
+
+    print_report(trained.report)
+    if quiet:
+        return
     folder = trained.folder.path
     typer.echo(f"\nBefore and after: {trained.folder.grid}")
     typer.echo("Try next:")

@@ -146,59 +146,6 @@ Gradients = Callable[[BaseModel, Lesson, Update, int], Numbers]
 """Adds the gradient of (model, lesson, update), times `gradient_scale`, to the weights', by so many pairs at a time."""
 
 
-def update_policy(
-    model: BaseModel,
-    optimizer: torch.optim.Optimizer,
-    lesson: Lesson,
-    updates: Sequence[Update],
-    micro_batch: int,
-    gradients: Gradients | None = None,
-) -> tuple[Mapping[str, float], int]:
-    """Make all updates of an epoch, with a smaller micro-batch where memory runs out.
-
-    `gradients` puts an update's gradient on the weights; None: `own_gradients`.
-
-    The host waits for the device once, after the last one, so that the device never waits for the host.
-
-    Returns the means of loss, gradient norm and the objective's metrics, the largest `ratio_max`, and the micro-batch
-    that fits. NonFiniteError, of the first update whose numbers are not finite: the weights are spoilt then.
-    """
-    made = []
-    for update in updates:
-        attempt = partial(attempt_update, model, optimizer, lesson, update, gradients=gradients)
-        numbers, micro_batch = fitting(attempt, micro_batch, "pair")
-        made.append(numbers)
-    totals: dict[str, list[float]] = {}
-    for update, numbers in zip(updates, fetched(made), strict=True):
-        check_finite(numbers, update, lesson)
-        for name, value in numbers.items():
-            totals.setdefault(name, []).append(value)
-    largest = max(totals.pop("ratio_max"))
-    means = {name: sum(values) / len(values) for name, values in totals.items()}
-    return {**means, "ratio_max": largest}, micro_batch
-
-
-def attempt_update(
-    model: BaseModel,
-    optimizer: torch.optim.Optimizer,
-    lesson: Lesson,
-    update: Update,
-    micro_batch: int,
-    gradients: Gradients | None = None,
-) -> Numbers:
-    """One optimiser step on the gradient that `gradients` makes; nothing is changed when memory runs out.
-
-    Gives its numbers on the device, where nobody has looked at them yet.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    numbers = (gradients or own_gradients)(model, lesson, update, micro_batch)
-    weights = list(model.trainable().values())
-    torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], gradient_scale(model))
-    norm = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm)
-    optimizer.step()  # what comes after it may not run out of memory
-    return {**numbers, "grad_norm": norm}
-
-
 def own_gradients(
     model: BaseModel, lesson: Lesson, update: Update, micro_batch: int, mine: slice = slice(None)
 ) -> Numbers:
@@ -226,6 +173,57 @@ def added(one: Numbers, other: Numbers) -> Numbers:
         return one or other
     sums = {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other} if name != "ratio_max"}
     return {**sums, "ratio_max": torch.maximum(one["ratio_max"], other["ratio_max"])}
+
+
+def update_policy(
+    model: BaseModel,
+    optimizer: torch.optim.Optimizer,
+    lesson: Lesson,
+    updates: Sequence[Update],
+    micro_batch: int,
+    gradients: Gradients = own_gradients,
+) -> tuple[Mapping[str, float], int]:
+    """Make all updates of an epoch, with a smaller micro-batch where memory runs out.
+
+    The host waits for the device once, after the last one, so that the device never waits for the host.
+
+    Returns the means of loss, gradient norm and the objective's metrics, the largest `ratio_max`, and the micro-batch
+    that fits. NonFiniteError, of the first update whose numbers are not finite: the weights are spoilt then.
+    """
+    made = []
+    for update in updates:
+        attempt = partial(attempt_update, model, optimizer, lesson, update, gradients=gradients)
+        numbers, micro_batch = fitting(attempt, micro_batch, "pair")
+        made.append(numbers)
+    totals: dict[str, list[float]] = {}
+    for update, numbers in zip(updates, fetched(made), strict=True):
+        check_finite(numbers, update, lesson)
+        for name, value in numbers.items():
+            totals.setdefault(name, []).append(value)
+    largest = max(totals.pop("ratio_max"))
+    means = {name: sum(values) / len(values) for name, values in totals.items()}
+    return {**means, "ratio_max": largest}, micro_batch
+
+
+def attempt_update(
+    model: BaseModel,
+    optimizer: torch.optim.Optimizer,
+    lesson: Lesson,
+    update: Update,
+    micro_batch: int,
+    gradients: Gradients = own_gradients,
+) -> Numbers:
+    """One optimiser step on the gradient that `gradients` makes; nothing is changed when memory runs out.
+
+    Gives its numbers on the device, where nobody has looked at them yet.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    numbers = gradients(model, lesson, update, micro_batch)
+    weights = list(model.trainable().values())
+    torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], gradient_scale(model))
+    norm = torch.nn.utils.clip_grad_norm_(weights, lesson.max_grad_norm)
+    optimizer.step()  # what comes after it may not run out of memory
+    return {**numbers, "grad_norm": norm}
 
 
 def fetched(rows: Sequence[Mapping[str, Float[Tensor, ""]]]) -> list[dict[str, float]]:

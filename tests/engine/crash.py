@@ -62,10 +62,10 @@ class Forge:
 
 
 @contextmanager
-def forge(folder: Path) -> Iterator[Forge]:
-    """A forge whose children work in `folder`, single-threaded."""
+def serving(script: str) -> Iterator["subprocess.Popen[str]"]:
+    """A single-threaded process that has imported everything and obeys lines on its standard input."""
     with subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -74,9 +74,16 @@ def forge(folder: Path) -> Iterator[Forge]:
     ) as process:
         try:
             assert process.stdout.readline() == "ready\n"
-            yield Forge(process, folder)
+            yield process
         finally:
             process.stdin.close()
+
+
+@contextmanager
+def forge(folder: Path) -> Iterator[Forge]:
+    """A forge whose children work in `folder`."""
+    with serving(__file__) as process:
+        yield Forge(process, folder)
 
 
 def serve() -> None:

@@ -44,20 +44,9 @@ class Ranks:
 
 @contextmanager
 def ranks(folder: Path) -> Iterator[Ranks]:
-    """Processes that work in `folder`, single-threaded."""
-    with subprocess.Popen(
-        [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        start_new_session=True,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield Ranks(process, folder)
-        finally:
-            process.stdin.close()
+    """Processes that work in `folder`."""
+    with crash.serving(__file__) as process:
+        yield Ranks(process, folder)
 
 
 def serve() -> None:
