@@ -33,36 +33,45 @@ class Method:
     objective: str
     own: tuple[str, ...]
     forms: Sequence[tuple[str, ...]]
-    rates: tuple[str, ...] = ("3e-3", "6e-3", "1e-2")
+    rates: tuple[str, ...] = ("1.5e-3", "3e-3", "6e-3", "1e-2")
 
     def settings(self) -> list[tuple[str, ...]]:
         """All combinations, as overrides."""
         return [(*form, f"train.learning_rate={rate}") for form, rate in product(self.forms, self.rates)]
 
 
-def forms(field: str, values: Sequence[str], steps: Sequence[str] = ("2", "4")) -> list[tuple[str, ...]]:
-    """Numbers of steps, each with each value of one field."""
-    return [(f"rollout.steps={number}", f"{field}={value}") for number, value in product(steps, values)]
+def forms(field: str, values: Sequence[str]) -> list[tuple[str, ...]]:
+    """2, 3 and 4 steps, each with each value of one field."""
+    return [(f"rollout.steps={steps}", f"{field}={value}") for steps, value in product((2, 3, 4), values)]
 
 
-CLIPS = ("1e-3", "5e-3")
+CLIPS, NOISES = ("1e-3", "5e-3"), ("false", "true")
 METHODS = {
     "sdpo": Method(
         "sdpo",
         (*SDPO, FINAL),
-        [("rollout.steps=2",), ("rollout.steps=3",), ("rollout.steps=3", BRANCHED), ("rollout.steps=4", BRANCHED)],
+        [
+            ("rollout.steps=2",),
+            ("rollout.steps=2", "objective.sdpo.advantage_clip=1"),
+            ("rollout.steps=3",),
+            ("rollout.steps=4",),
+            ("rollout.steps=3", BRANCHED),
+            ("rollout.steps=4", BRANCHED),
+        ],
     ),
-    "sdpo-gain": Method(
-        "sdpo",
-        (*SDPO, CREDIT_GAIN, EXACT),
-        forms("objective.sdpo.gamma", ("0", "0.9"), ("4", "8")),
-        ("1.5e-3", "3e-3", "6e-3"),
-    ),
-    "ddpo": Method("ddpo", (HALVES,), forms("objective.ddpo.clip", CLIPS)),
-    "prdp": Method("prdp", (HALVES,), forms("objective.prdp.clip", CLIPS)),
-    "d3po": Method("d3po", (), forms("objective.d3po.antithetic", ("false", "true"))),
+    "ddpo": Method("ddpo", (HALVES,), forms("objective.ddpo.clip", CLIPS), ("3e-3", "6e-3", "1e-2", "2e-2")),
+    "prdp": Method("prdp", (HALVES, "objective.prdp.clip=5e-3"), forms("objective.prdp.antithetic", NOISES)),
+    "d3po": Method("d3po", (), forms("objective.d3po.antithetic", NOISES)),
     "grpo": Method("grpo", ("train.batch=4",), forms("objective.grpo.clip", CLIPS)),
 }
+"""One query a picture; six forms each, and four learning rates."""
+GAIN = Method(
+    "sdpo",
+    (*SDPO, CREDIT_GAIN, EXACT, "rollout.steps=8"),
+    [("objective.sdpo.gamma=0",), ("objective.sdpo.gamma=0.9",)],
+    ("1.5e-3", "3e-3"),
+)
+"""Seven queries a picture, beside the comparison at equal queries: fewer settings, from an earlier search."""
 THREE = (*SDPO, FINAL, "rollout.steps=3", "train.learning_rate=6e-3")
 SMALL: Arms = {
     "sdpo": ("sdpo", THREE),
@@ -104,12 +113,22 @@ CHANGED: Mapping[str, Sequence[str]] = {
 }
 CHANGES: Arms = {name: ("sdpo", (*DENSE, *COSINE, *own)) for name, own in CHANGED.items()}
 """From dense rewards in 4 steps, one part changed at a time."""
-CREDITS = {"current": (CURRENT,), "next": (), "gain": (CREDIT_GAIN,), "gain-gamma-0": (CREDIT_GAIN, GAMMA_0)}
-CREDIT: Arms = {
-    f"{name}-{steps}": ("sdpo", (*DENSE, EXACT, f"rollout.steps={steps}", *own))
-    for (name, own), steps in product(CREDITS.items(), (4, 8))
-}
-"""What an action is credited with, all rewards asked for, in 4 and in 8 steps."""
+CREDITS = {"current": (CURRENT,), "next": (), "gain": (CREDIT_GAIN,)}
+
+
+def credited(steps: Sequence[int]) -> Arms:
+    """What an action is credited with, all rewards asked for, in so many steps and with three learning rates."""
+    return {
+        f"{name}-{number}-{rate}": (
+            "sdpo",
+            (*SDPO, EXACT, f"rollout.steps={number}", f"train.learning_rate={rate}", *own),
+        )
+        for (name, own), number, rate in product(CREDITS.items(), steps, ("1.5e-3", "3e-3", "6e-3"))
+    }
+
+
+CREDIT: Mapping[str, Arms] = {"style": credited((4, 8)), "jpeg": credited((8,)), "colour": credited((8,))}
+"""By reward."""
 
 
 def at_rates(steps: int, kinds: Mapping[str, tuple[str, Sequence[str], Sequence[str]]]) -> Arms:
@@ -130,6 +149,7 @@ SIXTEEN = at_rates(
         "final": ("sdpo", (*SDPO, FINAL), LOW),
         "dense": ("sdpo", SDPO, LOW),
         "gain": ("sdpo", (*SDPO, CREDIT_GAIN), LOW),
+        "next-exact": ("sdpo", (*SDPO, EXACT), LOW),
         "gain-exact": ("sdpo", (*SDPO, CREDIT_GAIN, EXACT), LOW),
         "ddpo": ("ddpo", (HALVES, "objective.ddpo.clip=5e-3"), HIGH),
         "prdp": ("prdp", (HALVES, "objective.prdp.clip=5e-3"), HIGH),
