@@ -113,22 +113,17 @@ CHANGED: Mapping[str, Sequence[str]] = {
 }
 CHANGES: Arms = {name: ("sdpo", (*DENSE, *COSINE, *own)) for name, own in CHANGED.items()}
 """From dense rewards in 4 steps, one part changed at a time."""
-CREDITS = {"current": (CURRENT,), "next": (), "gain": (CREDIT_GAIN,)}
-
-
-def credited(steps: Sequence[int]) -> Arms:
-    """What an action is credited with, all rewards asked for, in so many steps and with three learning rates."""
-    return {
-        f"{name}-{number}-{rate}": (
-            "sdpo",
-            (*SDPO, EXACT, f"rollout.steps={number}", f"train.learning_rate={rate}", *own),
-        )
-        for (name, own), number, rate in product(CREDITS.items(), steps, ("1.5e-3", "3e-3", "6e-3"))
-    }
-
-
-CREDIT: Mapping[str, Arms] = {"style": credited((4, 8)), "jpeg": credited((8,)), "colour": credited((8,))}
-"""By reward."""
+CREDITS = {"current": (CURRENT,), "next": (), "gain": (CREDIT_GAIN,), "gain-gamma-0": (CREDIT_GAIN, GAMMA_0)}
+CREDIT: Arms = {
+    f"{name}-{steps}": ("sdpo", (*DENSE, EXACT, f"rollout.steps={steps}", *own))
+    for (name, own), steps in product(CREDITS.items(), (4, 8))
+}
+"""What an action is credited with, all rewards asked for, in 4 and in 8 steps."""
+RATES: Arms = {
+    f"{name}-{rate}": ("sdpo", (*SDPO, EXACT, "rollout.steps=4", f"train.learning_rate={rate}", *own))
+    for (name, own), rate in product((("current", (CURRENT,)), ("next", ())), ("1.5e-3", "6e-3", "1e-2"))
+}
+"""The published credit and the default one, at other learning rates than 3e-3."""
 
 
 def at_rates(steps: int, kinds: Mapping[str, tuple[str, Sequence[str], Sequence[str]]]) -> Arms:
@@ -149,7 +144,6 @@ SIXTEEN = at_rates(
         "final": ("sdpo", (*SDPO, FINAL), LOW),
         "dense": ("sdpo", SDPO, LOW),
         "gain": ("sdpo", (*SDPO, CREDIT_GAIN), LOW),
-        "next-exact": ("sdpo", (*SDPO, EXACT), LOW),
         "gain-exact": ("sdpo", (*SDPO, CREDIT_GAIN, EXACT), LOW),
         "ddpo": ("ddpo", (HALVES, "objective.ddpo.clip=5e-3"), HIGH),
         "prdp": ("prdp", (HALVES, "objective.prdp.clip=5e-3"), HIGH),

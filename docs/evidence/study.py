@@ -16,7 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from arms import CHANGES, CREDIT, FIFTY, GAIN, MEASURES, METHODS, PARTS, PREDICTORS, REWARDS, SIXTEEN, SMALL, Arms
+from arms import (
+    CHANGES,
+    CREDIT,
+    FIFTY,
+    GAIN,
+    MEASURES,
+    METHODS,
+    PARTS,
+    PREDICTORS,
+    RATES,
+    REWARDS,
+    SIXTEEN,
+    SMALL,
+    Arms,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,9 @@ def best_settings(out: Path, reward: str, machine: Machine) -> Arms:
             for arm, own in some.items():
                 record[name].setdefault(" ".join(own), []).append(round(found[arm], 4))
     (out.parent / f"search-{reward}.json").write_text(json.dumps(record, indent=1) + "\n")
-    return {name: (SEARCHED[name].objective, some[max(some, key=lambda arm: found[arm])]) for name, some in left.items()}
+    return {
+        name: (SEARCHED[name].objective, some[max(some, key=lambda arm: found[arm])]) for name, some in left.items()
+    }
 
 
 def held_at(out: Path, reward: str) -> dict[str, float]:
@@ -113,7 +129,8 @@ def parts(out: Path, machine: Machine) -> None:
     few = ("--seeds=3", "--budget=images=256", "--points=2")
     compare(out / "steps-16", "style", SIXTEEN, machine, *few)
     for reward in REWARDS:
-        compare(out / f"credit-{reward}", reward, CREDIT[reward], machine, "--seeds=3", "--budget=images=512")
+        compare(out / f"credit-{reward}", reward, CREDIT, machine, "--seeds=3", "--budget=images=512")
+        compare(out / f"rates-{reward}", reward, RATES, machine, *few, "--steps=1,4")
     for reward in REWARDS:
         compare(out / f"parts-{reward}", reward, PARTS, machine, "--seeds=3", "--budget=images=512")
     compare(out / "changes", "style", CHANGES, machine, "--seeds=3", "--budget=images=512")

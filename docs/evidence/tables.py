@@ -4,11 +4,12 @@ A test asserts that the page has them.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 
 from arms import MEASURES
 
@@ -63,13 +64,13 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def emphasised(columns: Sequence[Sequence[Sequence[float]]], row: int, digits: int) -> list[str]:
-    """A row's cells, bold where they are the highest mean or their deviation overlaps that one's."""
+    """A row's cells, bold where they are the highest mean or within two standard errors of the difference from it."""
     cells = []
     for column in columns:
         best = max(column, key=fmean)
         values, text = column[row], spread(column[row], digits)
-        reaches = fmean(values) + stdev(values) >= fmean(best) - stdev(best)
-        cells.append(f"**{text}**" if reaches else text)
+        error = math.sqrt(variance(values) / len(values) + variance(best) / len(best))
+        cells.append(f"**{text}**" if fmean(best) - fmean(values) <= 2 * error else text)
     return cells
 
 
@@ -128,14 +129,27 @@ def within(amount: int) -> Iterator[str]:
     yield line(f"*sdpo-gain*, {7 * amount:,} queries", *means("sdpo-gain", amount))
 
 
-FORMER = {"sdpo": "sdpo, branched", "sdpo-2step": "sdpo, 2 steps", **{name: name for name in ONE_QUERY[1:]}}
+def overall(arm: str, reward: str, file: str) -> float:
+    """An arm's mean over seeds and numbers of steps."""
+    runs = read(file)[arm]
+    return fmean(value for steps in STEPS for value in held(runs, reward, steps, 1024))
 
 
-def former() -> Iterator[str]:
-    """The means with the settings that a search with one seed chose."""
-    yield from head("former choice", "style, 1 / 2 / 4 / 8 steps", "JPEG", "colour")
-    for arm, name in FORMER.items():
-        yield line(name, *means(arm, 1024, "former-{}"))
+def earlier() -> Iterator[str]:
+    """What this and the two earlier searches chose, by the mean over numbers of steps."""
+    names = {"style": "style", "jpeg": "JPEG", "colour": "colour"}
+    yield from head("first / second / this search", *names.values())
+    first = {"sdpo": {"style": "sdpo-2step", "jpeg": "sdpo", "colour": "sdpo-2step"}}
+    for arm in ONE_QUERY:
+        cells = []
+        for reward in names:
+            chosen = first.get(arm, {}).get(reward, arm)
+            means = [
+                overall(name, reward, file)
+                for name, file in ((chosen, f"first-{reward}"), (arm, f"second-{reward}"), (arm, reward))
+            ]
+            cells.append(" / ".join(number(mean, DIGITS[reward]) for mean in means))
+        yield line(arm, *cells)
 
 
 def rewards_alone() -> Iterator[str]:
@@ -259,7 +273,7 @@ def predictors() -> Iterator[str]:
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     **{f"methods, {reward}": partial(methods, reward) for reward in MEASURES},
-    "former": former,
+    "earlier": earlier,
     "within 512": partial(within, 512),
     "within 256": partial(within, 256),
     "small": small,

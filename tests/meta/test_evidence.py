@@ -22,17 +22,28 @@ def script(name):
 
 
 ARMS, TABLES = script("arms"), script("tables").TABLES
+STUDIED = ("SMALL", "PARTS", "CHANGES", "PREDICTORS", "CREDIT", "RATES", "SIXTEEN", "FIFTY")
 SEARCHED = {
     f"{name}.{number}": (method.objective, (*method.own, *settings))
-    for name, method in ARMS.METHODS.items()
+    for name, method in {**ARMS.METHODS, "gain": ARMS.GAIN}.items()
     for number, settings in enumerate(method.settings())
 }
 
 
 @pytest.mark.parametrize(
     "arms",
-    [SEARCHED, ARMS.SMALL, ARMS.PARTS, ARMS.CHANGES, ARMS.PREDICTORS, ARMS.CREDIT, ARMS.SIXTEEN, ARMS.FIFTY],
-    ids=["searched", "small", "parts", "changes", "predictors", "credit", "sixteen", "fifty"],
+    [
+        SEARCHED,
+        ARMS.SMALL,
+        ARMS.PARTS,
+        ARMS.CHANGES,
+        ARMS.PREDICTORS,
+        ARMS.CREDIT,
+        ARMS.RATES,
+        ARMS.SIXTEEN,
+        ARMS.FIFTY,
+    ],
+    ids=["searched", "small", "parts", "changes", "predictors", "credit", "rates", "sixteen", "fifty"],
 )
 def test_every_arm_of_the_study_is_a_recipe_of_its_own(arms):
     made = [
@@ -43,7 +54,7 @@ def test_every_arm_of_the_study_is_a_recipe_of_its_own(arms):
 
 
 def test_every_method_is_searched_in_as_many_settings():
-    assert {len(method.settings()) for method in ARMS.METHODS.values()} == {12}
+    assert {len(method.settings()) for method in ARMS.METHODS.values()} == {24}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -54,7 +65,7 @@ def test_the_page_has_the_table_that_the_results_make(name):
 @pytest.mark.parametrize(
     ("file", "arms"),
     [
-        *((reward, ARMS.METHODS) for reward in ARMS.REWARDS),
+        *((reward, {*ARMS.METHODS, "sdpo-gain"}) for reward in ARMS.REWARDS),
         ("parts-style", ARMS.PARTS),
         ("changes", ARMS.CHANGES),
         ("credit-style", ARMS.CREDIT),

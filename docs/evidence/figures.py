@@ -1,0 +1,23 @@
+"""The figures of docs/evidence.md, from docs/evidence/results: `python docs/evidence/figures.py`."""
+
+from pathlib import Path
+
+from arms import MEASURES
+from tables import HOLDING, STEPS, read
+
+from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """What each reward costs, and style over pictures and queries."""
+    for reward, measure in MEASURES.items():
+        runs = [run for seeds in read(reward).values() for run in seeds]
+        (HERE / f"{reward}.png").write_bytes(draw_trade_off(runs, STEPS, measure, HOLDING))
+        if reward == "style":
+            (HERE / "style-4.png").write_bytes(draw_comparison(runs, 4, (measure, HOLDING.measure)))
+
+
+if __name__ == "__main__":
+    main()
