@@ -10,7 +10,7 @@ from shlex import quote
 from sdpo_cli.api import BaseModelSpec
 from sdpo_cli.engine.artifacts import RUNS, RunFolder, is_run, latest_run
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
-from sdpo_cli.recipe import ModelSection, read_recipe, shipped_recipes, validate
+from sdpo_cli.recipe import ModelSection, did_you_mean, read_recipe, shipped_recipes, validate
 from sdpo_cli.recipe.paths import user_path
 from sdpo_cli.recipe.schema import Dtype
 from sdpo_cli.registry import Chosen, load_registry
@@ -60,7 +60,12 @@ def find_source(name: str | None) -> Source:
         return recipe_source(name)
     if not path.exists() and len(path.parts) > 1 and (path.parts[0] == RUNS.name or path.parent.is_dir()):
         raise UsageError("no such run, recipe or folder", place=name, remedy="correct the path")
-    return Source(path.resolve().name, name, load_registry().model(name))
+    registry = load_registry()
+    models = [plugin.spec.name for plugin in registry.of_kind(BaseModelSpec)]
+    nearest = did_you_mean(name, [*models, *shipped_recipes()])
+    if len(path.parts) == 1 and not path.exists() and nearest and nearest != did_you_mean(name, models):
+        raise UsageError("no such run, recipe, model or folder", place=name, remedy=nearest)
+    return Source(path.resolve().name, name, registry.model(name))
 
 
 def adapter_folder(name: str | None) -> tuple[Path, RunFolder | None]:

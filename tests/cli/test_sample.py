@@ -106,6 +106,10 @@ REFUSED = {
         ["sample", "emojiturbo", "--prompt", "cat"], 2,
         r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? `sdpo plugins list` has all",
     ),
+    "unknown recipe": (
+        ["sample", "quikstart", "--prompt", "cat"], 2,
+        r"quikstart: no such run, recipe, model or folder; did you mean quickstart\?",
+    ),
     "no such run": (
         ["sample", "runs/nosuch", "--prompt", "cat"], 2,
         "runs/nosuch: no such run, recipe or folder; correct the path",
