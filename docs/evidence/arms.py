@@ -119,11 +119,28 @@ CREDIT: Arms = {
     for (name, own), steps in product(CREDITS.items(), (4, 8))
 }
 """What an action is credited with, all rewards asked for, in 4 and in 8 steps."""
-RATES: Arms = {
-    f"{name}-{rate}": ("sdpo", (*SDPO, EXACT, "rollout.steps=4", f"train.learning_rate={rate}", *own))
-    for (name, own), rate in product((("current", (CURRENT,)), ("next", ())), ("1.5e-3", "6e-3", "1e-2"))
+FOUR = "rollout.steps=4"
+PUBLISHED = (
+    CURRENT, OWN_NOISE, FOUR, "objective.sdpo.gamma=0.99", "objective.sdpo.clip=1e-4",
+    "objective.sdpo.dense.anchor=any", "objective.sdpo.dense.predictor=cosine",
+)  # fmt: skip
+"""SDPO as its code was published, in few steps."""
+OTHER_RATES = ("1.5e-3", "6e-3", "1e-2")
+"""Than 3e-3."""
+RATED: Arms = {
+    **{
+        f"current-{rate}": ("sdpo", (*SDPO, EXACT, FOUR, CURRENT, f"train.learning_rate={rate}"))
+        for rate in OTHER_RATES
+    },
+    **{f"next-{rate}": ("sdpo", (*SDPO, EXACT, FOUR, f"train.learning_rate={rate}")) for rate in OTHER_RATES},
+    **{f"published-{rate}": ("sdpo", (*PUBLISHED, f"train.learning_rate={rate}")) for rate in ("3e-3", "1e-2")},
 }
-"""The published credit and the default one, at other learning rates than 3e-3."""
+FEWER = ("current-6e-3", "current-1e-2", "published-3e-3", "published-1e-2")
+RATES: Mapping[str, Arms] = {
+    "style": RATED,
+    **{reward: {name: RATED[name] for name in FEWER} for reward in ("jpeg", "colour")},
+}
+"""By reward, the published credit and the default one at other learning rates, and all of the published form."""
 
 
 def at_rates(steps: int, kinds: Mapping[str, tuple[str, Sequence[str], Sequence[str]]]) -> Arms:

@@ -31,6 +31,7 @@ from arms import (
     SMALL,
     Arms,
 )
+from search import chosen
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def parts(out: Path, machine: Machine) -> None:
     compare(out / "steps-16", "style", SIXTEEN, machine, *few)
     for reward in REWARDS:
         compare(out / f"credit-{reward}", reward, CREDIT, machine, "--seeds=3", "--budget=images=512")
-        compare(out / f"rates-{reward}", reward, RATES, machine, *few, "--steps=1,4")
+        compare(out / f"rates-{reward}", reward, RATES[reward], machine, *few, "--steps=1,4")
     for reward in REWARDS:
         compare(out / f"parts-{reward}", reward, PARTS, machine, "--seeds=3", "--budget=images=512")
     compare(out / "changes", "style", CHANGES, machine, "--seeds=3", "--budget=images=512")
@@ -138,18 +139,29 @@ def parts(out: Path, machine: Machine) -> None:
     compare(out / "steps-50", "style", FIFTY, machine, *few)
 
 
+def again(out: Path, reward: str, named: str, machine: Machine) -> None:
+    """Methods with the settings that the stored search chose: any cell of the page's tables of methods."""
+    best = {name: (SEARCHED[name].objective, tuple(chosen(reward, name)[0].split())) for name in named.split(",")}
+    compare(out / reward, reward, best, machine, *UNSEEN, "--budget=images=1024", "--points=8")
+
+
 def main() -> None:
-    """All of it, the rewards side by side."""
+    """All of it, the rewards side by side, or what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("study"))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--reward", choices=REWARDS, help="with --methods: no search, these alone")
+    parser.add_argument("--methods", metavar="NAME,NAME")
     told = parser.parse_args()
     told.out.mkdir(parents=True, exist_ok=True)
     machine = Machine(told.workers, told.gpus)
     if told.small:
         compare(told.out / "small", "style", SMALL, machine, "--seeds=1", "--budget=images=256")
+        return
+    if told.reward and told.methods:
+        again(told.out, told.reward, told.methods, machine)
         return
     each = machine.share(len(REWARDS) + 1)
     with ThreadPoolExecutor(len(REWARDS) + 1 if told.workers > 1 else 1) as pool:

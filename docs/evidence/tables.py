@@ -1,99 +1,56 @@
-"""The tables of docs/evidence.md that are made of runs, from docs/evidence/results: `python docs/evidence/tables.py`.
+"""The tables of docs/evidence.md that are made of runs: `python docs/evidence/tables.py [TABLE ...]`.
 
-A test asserts that the page has them.
+`STUDY=FOLDER python docs/evidence/tables.py` makes them of a study of your own, as far as it has come. A test asserts
+that the page has those of docs/evidence/results.
 """
 
-import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from statistics import fmean, stdev, variance
+from statistics import fmean
 
 from arms import MEASURES
+from reading import (
+    BY_STEPS,
+    DIGITS,
+    HOLDING,
+    ONE_QUERY,
+    STEPS,
+    alone,
+    base_row,
+    cell,
+    emphasised,
+    head,
+    held,
+    line,
+    number,
+    read,
+    spread,
+)
+from search import chosen, worded
 
-from sdpo_cli.engine.comparison import Curve, Holding, Point, highest_while_holding, step_word, value_at
+from sdpo_cli.engine.comparison import is_told_apart
 
-RESULTS = Path(__file__).parent / "results"
-HOLDING = Holding("emoji-clip", 0.1)
-STEPS = (1, 2, 4, 8)
-DIGITS = {"style": 3, "jpeg": 2, "colour": 0}
-ONE_QUERY = ("sdpo", "ddpo", "prdp", "d3po", "grpo")
-
-Runs = Mapping[str, Sequence[Curve]]
-"""The runs of each arm, one for each seed."""
-
-
-def read(name: str, folder: Path = RESULTS) -> Runs:
-    """What `sdpo compare` wrote as comparison.json."""
-    runs: dict[str, list[Curve]] = {}
-    for run in json.loads((folder / f"{name}.json").read_text())["runs"]:
-        points = [
-            Point(
-                one["images"], one["queries"], {(mean["steps"], mean["measure"]): mean["mean"] for mean in one["means"]}
-            )
-            for one in run["points"]
-        ]
-        runs.setdefault(run["arm"], []).append(Curve(run["arm"], run["seed"], tuple(points)))
-    return runs
+NAMES = {"style": "style", "jpeg": "JPEG", "colour": "colour"}
 
 
-def held(runs: Sequence[Curve], reward: str, steps: int, amount: int, axis: str = "images") -> list[float]:
-    """Of each run the highest reward within `amount` pictures or queries before alignment fell by 0.1."""
-    key = (steps, MEASURES[reward])
-    return [highest_while_holding(run, axis, amount, key, HOLDING) for run in runs]  # type: ignore[arg-type]
+def settings() -> Iterator[str]:
+    """What the search chose, in words."""
+    yield from head("chosen settings", *NAMES.values())
+    for method in (*ONE_QUERY, "sdpo-gain"):
+        yield line(method, *(worded(method, chosen(reward, method)[0]) for reward in NAMES))
 
 
-def alone(runs: Sequence[Curve], measure: str, steps: int, amount: int) -> list[float]:
-    """Of each run a measure after so many pictures."""
-    return [value_at(run, "images", amount, (steps, measure)) for run in runs]
-
-
-def number(value: float, digits: int) -> str:
-    """`.786` below 1, `2.46`, `119`."""
-    text = f"{value:.{digits}f}"
-    return text.replace("0.", ".", 1) if digits == 3 else text
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation over seeds; of one seed its value."""
-    if len(values) == 1:
-        return number(values[0], digits)
-    return f"{number(fmean(values), digits)} ± {number(stdev(values), digits)}"
-
-
-def emphasised(columns: Sequence[Sequence[Sequence[float]]], row: int, digits: int) -> list[str]:
-    """A row's cells, bold where they are the highest mean or within two standard errors of the difference from it."""
-    cells = []
-    for column in columns:
-        best = max(column, key=fmean)
-        values, text = column[row], spread(column[row], digits)
-        error = math.sqrt(variance(values) / len(values) + variance(best) / len(best))
-        cells.append(f"**{text}**" if fmean(best) - fmean(values) <= 2 * error else text)
-    return cells
-
-
-def line(*cells: str) -> str:
-    """A table's row."""
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
-
-
-def head(*cells: str) -> list[str]:
-    """A table's first two rows."""
-    return [line(*cells), "|" + "---|" * len(cells)]
-
-
-BY_STEPS = tuple(map(step_word, STEPS))
-
-
-def base_row(runs: Runs, reward: str, *before: str) -> str:
-    """The base model."""
-    first = next(iter(runs.values()))
-    cells = [
-        number(fmean(run.points[0].means[steps, MEASURES[reward]] for run in first), DIGITS[reward]) for steps in STEPS
-    ]
-    return line("base model", *before, *cells)
+def unseen() -> Iterator[str]:
+    """What the chosen settings had reached in the search, and what with the seeds of the evaluation."""
+    yield from head("in the search → evaluated", *NAMES.values())
+    for method in ONE_QUERY:
+        cells = []
+        for reward in NAMES:
+            runs, digits = read(reward)[method], DIGITS[reward]
+            after = fmean(value for steps in (1, 4) for value in held(runs, reward, steps, 512))
+            cells.append(f"{number(chosen(reward, method)[1], digits)} → {number(after, digits)}")
+        yield line(method, *cells)
 
 
 def methods(reward: str) -> Iterator[str]:
@@ -129,24 +86,36 @@ def within(amount: int) -> Iterator[str]:
     yield line(f"*sdpo-gain*, {7 * amount:,} queries", *means("sdpo-gain", amount))
 
 
-def overall(arm: str, reward: str, file: str) -> float:
-    """An arm's mean over seeds and numbers of steps."""
+def overall(arm: str, reward: str, file: str) -> list[float]:
+    """Of each seed an arm's mean over numbers of steps."""
     runs = read(file)[arm]
-    return fmean(value for steps in STEPS for value in held(runs, reward, steps, 1024))
+    return [fmean(values) for values in zip(*(held(runs, reward, steps, 1024) for steps in STEPS), strict=True)]
+
+
+def ahead() -> Iterator[str]:
+    """By how much SDPO is ahead of each other method, in the mean over numbers of steps; bold where told apart."""
+    yield from head("SDPO is ahead of", *NAMES.values())
+    for arm in ONE_QUERY[1:]:
+        cells = []
+        for reward in NAMES:
+            own, other = (overall(name, reward, reward) for name in ("sdpo", arm))
+            difference = fmean(own) - fmean(other)
+            text = f"{'-' if difference < 0 else '+'}{number(abs(difference), DIGITS[reward])}"
+            cells.append(f"**{text}**" if is_told_apart(cell(own), cell(other)) else text)
+        yield line(arm, *cells)
 
 
 def earlier() -> Iterator[str]:
     """What this and the two earlier searches chose, by the mean over numbers of steps."""
-    names = {"style": "style", "jpeg": "JPEG", "colour": "colour"}
-    yield from head("first / second / this search", *names.values())
+    yield from head("first / second / this search", *NAMES.values())
     first = {"sdpo": {"style": "sdpo-2step", "jpeg": "sdpo", "colour": "sdpo-2step"}}
     for arm in ONE_QUERY:
         cells = []
-        for reward in names:
-            chosen = first.get(arm, {}).get(reward, arm)
+        for reward in NAMES:
+            entry = first.get(arm, {}).get(reward, arm)
             means = [
-                overall(name, reward, file)
-                for name, file in ((chosen, f"first-{reward}"), (arm, f"second-{reward}"), (arm, reward))
+                fmean(overall(name, reward, file))
+                for name, file in ((entry, f"first-{reward}"), (arm, f"second-{reward}"), (arm, reward))
             ]
             cells.append(" / ".join(number(mean, DIGITS[reward]) for mean in means))
         yield line(arm, *cells)
@@ -154,8 +123,7 @@ def earlier() -> Iterator[str]:
 
 def rewards_alone() -> Iterator[str]:
     """Reward and alignment at the end, at 4 sampling steps."""
-    names = {"style": "style", "jpeg": "JPEG", "colour": "colour"}
-    yield from head("after 1,024 pictures", *(cell for name in names.values() for cell in (name, "alignment")))
+    yield from head("after 1,024 pictures", *(cell for name in NAMES.values() for cell in (name, "alignment")))
     for arm in (*ONE_QUERY, "sdpo-gain"):
         cells = []
         for reward, measure in MEASURES.items():
@@ -221,9 +189,11 @@ CHANGES = {
     "renoise-current": "`renoise`, `credit: current`", "cps": "transition `cps`, η 0.7",
 }  # fmt: skip
 PREDICTORS = {
-    "published": "published predictor (interior anchor: the same runs)", "middle-arc": "middle anchor, along the arc",
-    "final": "no dense reward (`dense.mode: final`)", "interior-current": "interior anchor, `credit: current`",
-}  # fmt: skip
+    "published predictor (interior anchor: the same runs)": ("predictors", "published"),
+    "middle anchor, along the arc": ("steps-16", "dense-1e-3"),
+    "no dense reward (`dense.mode: final`)": ("steps-16", "final-1e-3"),
+    "interior anchor, `credit: current`": ("predictors", "interior-current"),
+}
 
 
 def sixteen() -> Iterator[str]:
@@ -264,15 +234,18 @@ def changes() -> Iterator[str]:
 def predictors() -> Iterator[str]:
     """Training in 16 steps with other dense rewards: the reward alone."""
     yield from head("", "queries", *BY_STEPS)
-    found = read("predictors")
-    yield base_row(found, "style", "")
-    for arm, name in PREDICTORS.items():
-        cells = [spread(alone(found[arm], "emoji-style", steps, 256), 3) for steps in STEPS]
-        yield line(name, f"{found[arm][0].points[-1].queries:,}", *cells)
+    yield base_row(read("predictors"), "style", "")
+    for name, (file, arm) in PREDICTORS.items():
+        runs = read(file)[arm]
+        cells = [spread(alone(runs, "emoji-style", steps, 256), 3) for steps in STEPS]
+        yield line(name, f"{runs[0].points[-1].queries:,}", *cells)
 
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     **{f"methods, {reward}": partial(methods, reward) for reward in MEASURES},
+    "ahead": ahead,
+    "settings": settings,
+    "unseen": unseen,
     "earlier": earlier,
     "within 512": partial(within, 512),
     "within 256": partial(within, 256),
@@ -288,9 +261,12 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
 
 
 def main() -> None:
-    """All of them, or those named."""
+    """All of them, or those named; of a study that is not over those that there are runs for."""
     for name in sys.argv[1:] or TABLES:
-        print(f"{name}\n", *TABLES[name](), "", sep="\n")
+        try:
+            print(f"{name}\n", *TABLES[name](), "", sep="\n")
+        except FileNotFoundError as error:
+            print(f"{name}: {error.filename} is not there\n")
 
 
 if __name__ == "__main__":

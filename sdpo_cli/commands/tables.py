@@ -60,7 +60,9 @@ def print_cells(found: "Sequence[Cell]") -> None:
         table.add_row(arm, *(Text(written(cell, bold=False), style) for cell, style in zip(mine, styles, strict=True)))
     print(paragraph(heading(found[0])))
     Console(markup=False, highlight=False).print(table)
-    print(paragraph("mean ± standard deviation over seeds; bold: the highest, and all whose deviation overlaps its"))
+    print(
+        paragraph("mean ± standard deviation over seeds; bold: the highest, and all not told from it (Welch's t, 5 %)")
+    )
 
 
 def cells(result: "StepResult") -> list[str]:

@@ -1,11 +1,12 @@
 """What runs reached, side by side: curves of held-out measures against pictures drawn and rewards asked."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
 
 from sdpo_cli.engine.artifacts import RunFolder, is_run
@@ -136,6 +137,33 @@ def highest_while_holding(curve: Curve, axis: Axis, amount: int, key: tuple[int,
         if share < 1:
             break
     return highest
+
+
+def is_told_apart(one: Cell, other: Cell) -> bool:
+    """Whether Welch's t-test tells the means of two arms apart, at the two-sided level of 5 %.
+
+    Source: Welch, Biometrika 34 (1947). Without correction for how many pairs of arms are looked at.
+    """
+    errors = [(cell.spread or 0.0) ** 2 / cell.seeds for cell in (one, other)]
+    total, difference = sum(errors), abs(one.mean - other.mean)
+    if not total:
+        return difference > 0
+    freedom = total**2 / sum(error**2 / (cell.seeds - 1) for error, cell in zip(errors, (one, other), strict=True))
+    return difference > t_limit(freedom) * math.sqrt(total)
+
+
+def t_limit(freedom: float) -> float:
+    """What |t| exceeds in 5 % of cases: for 2 degrees of freedom 3 % too low, for 3 and more less than 1 %.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def step_word(steps: int) -> str:

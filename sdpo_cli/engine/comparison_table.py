@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sdpo_cli.engine.comparison import TOTAL, Cell, Curve, step_word
+from sdpo_cli.engine.comparison import TOTAL, Cell, Curve, is_told_apart, step_word
 
 READ_OFF = (
-    "Means ± standard deviation over seeds. Bold: the highest mean, and every mean whose deviation overlaps its; none "
-    "where a part has one seed alone. Between two evaluations a value is read off the line between them."
+    "Means ± standard deviation over seeds. Bold: the highest mean, and every mean that Welch's t-test at 5 % does not "
+    "tell from it; none where a part has one seed alone. Between two evaluations a value is read off the line between "
+    "them."
 )
 """What the tables do not say of themselves."""
 
@@ -81,11 +82,11 @@ def first(cells: Sequence[Cell], steps: int) -> Cell:
 
 
 def leading(cells: Sequence[Cell]) -> set[str]:
-    """The arm with the highest mean and those whose mean ± spread overlaps its; none where a spread is not known."""
+    """The arm with the highest mean and those that are not told apart from it; none where a spread is not known."""
     best = max(cells, key=lambda cell: cell.mean)
     if any(cell.spread is None for cell in cells):
         return set()
-    return {cell.arm for cell in cells if cell.mean + (cell.spread or 0) >= best.mean - (best.spread or 0)}
+    return {cell.arm for cell in cells if not is_told_apart(cell, best)}
 
 
 def written(cell: Cell, bold: bool) -> str:

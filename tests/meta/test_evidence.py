@@ -21,8 +21,8 @@ def script(name):
     return module
 
 
-ARMS, TABLES = script("arms"), script("tables").TABLES
-STUDIED = ("SMALL", "PARTS", "CHANGES", "PREDICTORS", "CREDIT", "RATES", "SIXTEEN", "FIFTY")
+ARMS, *_, TABLES = (script(name) for name in ("arms", "reading", "search", "tables"))
+STUDIED = ("SMALL", "PARTS", "CHANGES", "PREDICTORS", "CREDIT", "RATED", "SIXTEEN", "FIFTY")
 SEARCHED = {
     f"{name}.{number}": (method.objective, (*method.own, *settings))
     for name, method in {**ARMS.METHODS, "gain": ARMS.GAIN}.items()
@@ -30,21 +30,7 @@ SEARCHED = {
 }
 
 
-@pytest.mark.parametrize(
-    "arms",
-    [
-        SEARCHED,
-        ARMS.SMALL,
-        ARMS.PARTS,
-        ARMS.CHANGES,
-        ARMS.PREDICTORS,
-        ARMS.CREDIT,
-        ARMS.RATES,
-        ARMS.SIXTEEN,
-        ARMS.FIFTY,
-    ],
-    ids=["searched", "small", "parts", "changes", "predictors", "credit", "rates", "sixteen", "fifty"],
-)
+@pytest.mark.parametrize("arms", [getattr(ARMS, name) for name in STUDIED] + [SEARCHED], ids=[*STUDIED, "searched"])
 def test_every_arm_of_the_study_is_a_recipe_of_its_own(arms):
     made = [
         repr(long_form(load_recipe("quickstart", [f"objective={objective}", *own]).recipe))
@@ -57,16 +43,16 @@ def test_every_method_is_searched_in_as_many_settings():
     assert {len(method.settings()) for method in ARMS.METHODS.values()} == {24}
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", TABLES.TABLES)
 def test_the_page_has_the_table_that_the_results_make(name):
-    assert "\n".join(TABLES[name]()) in (DOCS / "evidence.md").read_text()
+    assert "\n".join(TABLES.TABLES[name]()) in (DOCS / "evidence.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("file", "arms"),
     [
         *((reward, {*ARMS.METHODS, "sdpo-gain"}) for reward in ARMS.REWARDS),
-        ("parts-style", ARMS.PARTS),
+        *((f"parts-{reward}", ARMS.PARTS) for reward in ARMS.REWARDS),
         ("changes", ARMS.CHANGES),
         ("credit-style", ARMS.CREDIT),
         ("steps-16", ARMS.SIXTEEN),
@@ -77,3 +63,10 @@ def test_the_page_has_the_table_that_the_results_make(name):
 def test_the_results_are_of_the_study_s_arms(file, arms):
     runs = json.loads((DOCS / "evidence" / "results" / f"{file}.json").read_text())["runs"]
     assert {run["arm"] for run in runs} == set(arms)
+
+
+@pytest.mark.parametrize("reward", ARMS.REWARDS)
+def test_the_search_tried_every_setting(reward):
+    found = json.loads((DOCS / "evidence" / "results" / f"search-{reward}.json").read_text())
+    for name, method in {**ARMS.METHODS, "sdpo-gain": ARMS.GAIN}.items():
+        assert set(found[name]) == {" ".join((*method.own, *settings)) for settings in method.settings()}

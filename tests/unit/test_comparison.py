@@ -17,6 +17,7 @@ from sdpo_cli.engine.comparison import (
     means_of,
     read_curve,
     short_names,
+    t_limit,
     tabulate,
     value_at,
 )
@@ -78,8 +79,9 @@ def test_the_table_in_words():
         "| dense | 0.800 ± 0.141 |\n| sparse | 0.600 |\n\n"
         "| style, after 192 reward queries | 4 steps |\n|---|---|\n| base model | 0.300 |\n"
         "| dense | 0.600 ± 0.141 |\n| sparse | 0.800 |\n\n"
-        "Means ± standard deviation over seeds. Bold: the highest mean, and every mean whose deviation overlaps its; "
-        "none where a part has one seed alone. Between two evaluations a value is read off the line between them.\n"
+        "Means ± standard deviation over seeds. Bold: the highest mean, and every mean that Welch's t-test at 5 % "
+        "does not tell from it; none where a part has one seed alone. Between two evaluations a value is read off the "
+        "line between them.\n"
     )
 
 
@@ -90,14 +92,31 @@ def cell(arm, mean, spread):
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        ([cell("a", 0.8, 0.05), cell("b", 0.7, 0.04), cell("c", 0.7, 0.06)], {"a", "c"}),  # .74 < .75 <= .76
-        ([cell("a", 0.7, 0.0), cell("b", 0.7, 0.0)], {"a", "b"}),
+        # of b t is 2.98 and may be 2.83 at 3.8 degrees of freedom, of c 2.22 and 2.80 at 3.9
+        ([cell("a", 0.8, 0.05), cell("b", 0.69, 0.04), cell("c", 0.7, 0.06)], {"a", "c"}),
+        ([cell("a", 0.7, 0.0), cell("b", 0.7, 0.0), cell("c", 0.6, 0.0)], {"a", "b"}),
         ([cell("a", 0.8, None), cell("b", 0.2, 0.01)], set()),
         ([cell("a", 0.8, 0.01), cell("b", 0.2, None)], set()),
     ],
 )
-def test_what_no_spread_tells_from_the_best_is_bold_with_it(cells, expected):
+def test_what_no_test_tells_from_the_best_is_bold_with_it(cells, expected):
     assert leading(cells) == expected
+
+
+@pytest.mark.parametrize(
+    ("freedom", "limit", "off"),
+    [
+        (2.0, 4.303, 0.04),
+        (3.0, 3.182, 0.01),
+        (4.0, 2.776, 0.01),
+        (10.0, 2.228, 1e-3),
+        (30.0, 2.042, 1e-3),
+        (1e9, 1.95996, 1e-5),
+    ],
+)
+def test_the_limit_of_t_is_that_of_printed_tables(freedom, limit, off):
+    assert t_limit(freedom) == pytest.approx(limit, rel=off)
+    assert t_limit(freedom) <= limit * 1.001
 
 
 def test_the_table_for_programs_holds_every_point():
