@@ -116,7 +116,7 @@ class TestReadme:
     def test_its_two_commands(self):
         assert readme_commands(ROOT / "README.md").stdout.splitlines() == [
             "pip install -e . && sdpo train recipes/quickstart.yaml",
-            "pip install -e '.[dev]' && pip install ./plugins/sdpo-* && pytest",
+            "pip install -e '.[dev]' && pip install ./plugins/sdpo-* && pytest -n 2 --dist loadfile",
         ]
 
     @pytest.mark.parametrize("count", [0, 1, 3])
