@@ -73,13 +73,6 @@ GAIN = Method(
 )
 """Seven queries a picture, beside the comparison at equal queries: fewer settings, from an earlier search."""
 THREE = (*SDPO, FINAL, "rollout.steps=3", "train.learning_rate=6e-3")
-SMALL: Arms = {
-    "sdpo": ("sdpo", THREE),
-    "ddpo": ("ddpo", (HALVES, "objective.ddpo.clip=1e-3", "train.learning_rate=1e-2")),
-    "prdp": ("prdp", (HALVES, "rollout.steps=2", "objective.prdp.clip=5e-3", "train.learning_rate=3e-3")),
-    "d3po": ("d3po", ("rollout.steps=2", "train.learning_rate=2e-2")),
-    "grpo": ("grpo", ("train.batch=4", "objective.grpo.clip=5e-3", "train.learning_rate=6e-3")),
-}
 COSINE = ("objective.sdpo.dense.anchor=interior", "objective.sdpo.dense.predictor=cosine")
 DENSE = (*SDPO, "rollout.steps=4", "train.learning_rate=3e-3")
 PARTS: Arms = {

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ from arms import (
     RATES,
     REWARDS,
     SIXTEEN,
-    SMALL,
     Arms,
 )
 from search import chosen
@@ -75,8 +75,8 @@ def compare(out: Path, reward: str, arms: Arms, machine: Machine, *more: str) ->
 
 ROUNDS = ((1, None), (3, 6))
 """Of the search: with how many seeds, and of each method how many settings, the best ones of the round before."""
-UNSEEN = ("--set=seed=3", "--seeds=6")
-"""Seeds that nothing was chosen with: 0 to 2 had been looked at before."""
+FINAL_RUNS = ("--set=seed=3", "--seeds=6", "--budget=images=1024", "--points=8")
+"""With seeds that nothing was chosen with: 0 to 2 had been looked at before."""
 SEARCHED = {**METHODS, "sdpo-gain": GAIN}
 
 
@@ -122,15 +122,15 @@ def held_at(out: Path, reward: str) -> dict[str, float]:
 def methods_of(out: Path, reward: str, machine: Machine) -> None:
     """All methods, each with its best settings."""
     best = best_settings(out / f"search-{reward}", reward, machine)
-    compare(out / reward, reward, best, machine, *UNSEEN, "--budget=images=1024", "--points=8")
+    compare(out / reward, reward, best, machine, *FINAL_RUNS)
 
 
 def parts(out: Path, machine: Machine) -> None:
     """SDPO's parts, one changed at a time, and long rollouts."""
     few = ("--seeds=3", "--budget=images=256", "--points=2")
     compare(out / "steps-16", "style", SIXTEEN, machine, *few)
+    compare(out / "credit-style", "style", CREDIT, machine, "--seeds=3", "--budget=images=512")
     for reward in REWARDS:
-        compare(out / f"credit-{reward}", reward, CREDIT, machine, "--seeds=3", "--budget=images=512")
         compare(out / f"rates-{reward}", reward, RATES[reward], machine, *few, "--steps=1,4")
     for reward in REWARDS:
         compare(out / f"parts-{reward}", reward, PARTS, machine, "--seeds=3", "--budget=images=512")
@@ -139,10 +139,9 @@ def parts(out: Path, machine: Machine) -> None:
     compare(out / "steps-50", "style", FIFTY, machine, *few)
 
 
-def again(out: Path, reward: str, named: str, machine: Machine) -> None:
-    """Methods with the settings that the stored search chose: any cell of the page's tables of methods."""
-    best = {name: (SEARCHED[name].objective, tuple(chosen(reward, name)[0].split())) for name in named.split(",")}
-    compare(out / reward, reward, best, machine, *UNSEEN, "--budget=images=1024", "--points=8")
+def chosen_arms(reward: str, named: Iterable[str]) -> Arms:
+    """Methods with the settings that the stored search chose."""
+    return {name: (SEARCHED[name].objective, tuple(chosen(reward, name)[0].split())) for name in named}
 
 
 def main() -> None:
@@ -158,10 +157,12 @@ def main() -> None:
     told.out.mkdir(parents=True, exist_ok=True)
     machine = Machine(told.workers, told.gpus)
     if told.small:
-        compare(told.out / "small", "style", SMALL, machine, "--seeds=1", "--budget=images=256")
+        small = ("--seeds=1", "--budget=images=256", "--points=2")
+        compare(told.out / "small", "style", chosen_arms("style", METHODS), machine, *small)
         return
     if told.reward and told.methods:
-        again(told.out, told.reward, told.methods, machine)
+        again = chosen_arms(told.reward, told.methods.split(","))
+        compare(told.out / told.reward, told.reward, again, machine, *FINAL_RUNS)
         return
     each = machine.share(len(REWARDS) + 1)
     with ThreadPoolExecutor(len(REWARDS) + 1 if told.workers > 1 else 1) as pool:
