@@ -12,6 +12,8 @@ from diffusers import AutoencoderTiny
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sdpo_cli.api.diffusers_model import DiffusersModel, networks
 from sdpo_cli.api.finetune import first_misfit
@@ -84,10 +86,19 @@ def frozen(pipeline: Any, component: str, options: PipelineOptions, context: Loa
     for network in networks(pipeline).values():
         network.requires_grad_(False).eval()
     if options.gradient_checkpointing:
-        getattr(pipeline, component).enable_gradient_checkpointing()
+        getattr(pipeline, component).enable_gradient_checkpointing(recomputed)
     if options.vae_tiling:
         pipeline.vae.enable_tiling()
     return place(pipeline, options, context.device)
+
+
+def recomputed(block: nn.Module, *args: Any) -> Any:
+    """A block's output; for the gradient it is computed once more, instead of keeping what is in between.
+
+    The state of the random generator is not kept, as torch would: the networks draw nothing, for they are in eval mode
+    and their LoRAs have no dropout. Looking at it would make the host wait, and could not be recorded as a CUDA graph.
+    """
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def pipeline_home(options: PipelineOptions) -> Path:

@@ -13,7 +13,9 @@ from sdpo_cli.api.adapters import Adaptable
 from sdpo_cli.api.attention import is_cudnn_faster, prefer_cudnn
 from sdpo_cli.api.compiling import check_triton, compile_blocks, padded
 from sdpo_cli.api.fused import fuse_blocks
+from sdpo_cli.api.graphs import Recorder, record_passes
 from sdpo_cli.api.pipelines import PipelineOptions
+from sdpo_cli.api.recording import Pool
 from sdpo_cli.api.tensors import Conditioning, Sampler
 
 
@@ -29,6 +31,7 @@ class DiffusersModel(Adaptable):
         compiled: whether the blocks of the denoiser are compiled, each for the shapes that it has met.
         decoder_blocks: how many of the decoder are; where there are any, it is given as many pictures every time.
         decoded: the most pictures decoded by them at once; fewer are filled up to as many.
+        recorder: what records the denoiser's passes as CUDA graphs, on CUDA.
     """
 
     pipeline_class: ClassVar[Any]
@@ -38,6 +41,7 @@ class DiffusersModel(Adaptable):
     compiled: bool = False
     decoder_blocks: int = 0
     decoded: int = 0
+    recorder: Recorder | None = None
 
     def __init__(self, pipeline: Any, source: str, options: PipelineOptions) -> None:
         self.pipeline, self.source, self.options = pipeline, source, options
@@ -52,7 +56,8 @@ class DiffusersModel(Adaptable):
         """Compile denoiser and decoder for training, where shapes repeat; an adapter may come before or after.
 
         On CUDA the blocks of UNets and VAEs that are convolutions and norms get kernels of our own instead, and
-        attention those of cuDNN where they are faster. UsageError where it cannot be done.
+        attention those of cuDNN where they are faster; whole passes of the denoiser are recorded as CUDA graphs.
+        UsageError where it cannot be done.
         """
         check_triton(self.device)
         if is_cudnn_faster(self.device):
@@ -62,6 +67,8 @@ class DiffusersModel(Adaptable):
             fuse_blocks(self.vae.decoder)
         compile_blocks(self.denoiser, backend)
         self.decoder_blocks = compile_blocks(self.vae.decoder, backend)
+        if self.device.type == "cuda":
+            self.recorder = record_passes(self.denoiser, Pool(self.device))
         self.compiled = True
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdpo_cli.api.graphs import held_by_recordings
 from sdpo_cli.api.tensors import BaseModel, Previewer
 
 SIDES = {"cuda": 8192}
@@ -89,9 +90,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_gb(device: torch.device) -> float:
-    """Most memory in use so far, GB: the device's since it was last reset, elsewhere this process's."""
+    """Most memory in use so far, GB: the device's since it was last reset, elsewhere this process's.
+
+    What CUDA graphs hold counts whether they run or not: torch does not count where their kernels write.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIGABYTE
+        return (torch.cuda.max_memory_allocated(device) + held_by_recordings()) / GIGABYTE
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGABYTE
 

@@ -1,0 +1,223 @@
+"""Which passes through a compiled network are recorded as CUDA graphs, and when recordings are given up.
+
+The host starts thousands of kernels a pass, and on a fast device that takes longer than computing them. Recorded are
+passes with a LoRA, with and without gradient, by the shapes of their inputs; anything else is computed as ever.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sdpo_cli.api.recording import Kind, Pool, Recording, Replay, Slot, Turn, free_cached, kind_of, untyped
+
+WARM = 2
+"""Calls of a kind that are computed before one is recorded: the first compiles, and kernels are chosen."""
+MOST = 8
+"""Recordings of a network."""
+KINDS = 64
+"""Kinds of calls that are told apart: more say that the shapes do not repeat."""
+CHANCES = 2
+"""How often a network gives up its recordings because memory runs out, before it makes no more."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a network computes with, as far as a recording depends on it.
+
+    Attributes:
+        facts: identity, place and gradient of each weight and buffer, and the settings of each LoRA layer.
+        slots: the trained weights.
+        tensors: kept, so that no other tensor has the identity of one of them.
+    """
+
+    facts: tuple[Any, ...]
+    slots: Sequence[Slot] = field(compare=False)
+    tensors: Sequence[Tensor] = field(compare=False)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The trained weights."""
+        return [getattr(module, name) for module, name in self.slots]
+
+
+def state_of(network: nn.Module) -> State | None:
+    """The network's state; None where nothing is recorded: without a LoRA at work, other weights trained, or hooks."""
+    from peft.tuners.lora import LoraLayer
+
+    facts: list[Any] = [network.training]
+    tensors: list[Tensor] = []
+    slots: list[Slot] = []
+    places: list[tuple[Any, bool]] = [(network, False)]
+    while places:
+        module, in_lora = places.pop()
+        layer: Any = module if isinstance(module, LoraLayer) else None
+        if layer is not None:
+            if layer.disable_adapters:
+                return None
+            facts += [layer.merged, tuple(layer.active_adapters), tuple(layer.scaling.items())]
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return None
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                tensors.append(weight)
+                if weight.requires_grad:
+                    slots.append((module, name))
+                    if not in_lora:
+                        return None
+        tensors += [one for one in module._buffers.values() if one is not None]
+        for name, child in module._modules.items():
+            if child is not None:
+                places.append((child, in_lora or (layer is not None and name != "base_layer")))
+    facts += [(id(one), one.data_ptr(), one.requires_grad) for one in tensors]
+    return State(tuple(facts), slots, tensors) if slots else None
+
+
+class Recorder:
+    """Stands for a network's `forward`: computes, records and replays.
+
+    Recordings are made in passes with gradient alone: no reward is asked meanwhile, whose thread might use the device.
+    With gradient first, as then the smaller ones find room in the memory of the larger.
+
+    Attributes:
+        recordings: made so far, by kind.
+        pool: makes them, in its memory.
+        fault: why nothing more is recorded, where it once failed for another reason than memory.
+    """
+
+    def __init__(self, network: Any, pool: Pool) -> None:
+        self.network, self.plain, self.pool = network, network.forward, pool
+        self.recordings: dict[Kind, Recording] = {}
+        self.fault = ""
+        self._state: State | None = None
+        self._seen = Counter[Kind]()
+        self._refused: set[Kind] = set()
+        self._chances = CHANCES
+        self._awaited: Callable[[], Turn | None] = lambda: None
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's answer."""
+        state = state_of(self.network) if is_recordable() else None
+        kind, tensors = kind_of(args, kwargs, self.pool.device) if state else (None, [])
+        if state is None or kind is None:
+            return self.compute(args, kwargs)
+        if self._state != state:
+            self.forget()
+            self._state = state
+        if self._awaited() is not None:  # a backward pass needs what any recording would overwrite
+            return self.compute(args, kwargs)
+        if kind.gradient and self._seen[kind] >= WARM:
+            self.record_known(state)
+        recording = self.recordings.get(kind)
+        if recording:
+            return self.replay(recording, tensors, state)
+        answer = self.compute(args, kwargs)
+        if kind in self._seen or len(self._seen) < KINDS:
+            self._seen[kind] += 1
+        return answer
+
+    def compute(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The answer by the network itself, in the memory of the recordings if there is no other."""
+        try:
+            return self.plain(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            if not self.recordings:
+                raise
+        self.give_up()  # outside the handler: the exception no longer holds the memory of what failed
+        return self.plain(*args, **kwargs)
+
+    def replay(self, recording: Recording, tensors: Sequence[Tensor], state: State) -> Any:
+        """The answer by a recording."""
+        for place, tensor in zip(recording.inputs, tensors, strict=True):
+            place.copy_(tensor)
+        if recording.backward is None:
+            recording.forward.replay()
+            outputs: Any = [one.clone() for one in recording.outputs]
+        else:
+            turn = Turn()
+            self._awaited = weakref.ref(turn)
+            outputs = untyped(Replay.apply)(recording, turn, self.end, *state.weights)
+        return pytree.tree_unflatten(outputs, recording.spec)
+
+    def end(self, turn: Turn) -> None:
+        """A backward pass begins. RuntimeError where the recordings' memory no longer holds what it needs."""
+        if self._awaited() is not turn:
+            raise RuntimeError("the gradient of a recorded pass can be asked for once, before the next recorded pass")
+        self._awaited = lambda: None
+
+    def record_known(self, state: State) -> None:
+        """Record the kinds of calls that are due, those with gradient first."""
+        due = [kind for kind, calls in self._seen.items() if calls >= WARM and kind not in self.recordings]
+        for kind in sorted(due, key=lambda kind: not kind.gradient):
+            if kind not in self._refused and len(self.recordings) < MOST and not self.fault:
+                self.record(kind, state)
+
+    def record(self, kind: Kind, state: State) -> None:
+        """Make one recording, or note that it cannot be made."""
+        try:
+            self.recordings[kind] = self.pool.record(self.plain, kind, state.slots)
+            return
+        except torch.OutOfMemoryError:
+            self._refused.add(kind)
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {error}"
+        free_cached()  # outside the handler, as above
+
+    def forget(self) -> None:
+        """Drop all recordings and what led to them."""
+        self.pool.close()
+        self.recordings.clear()
+        self._seen.clear()
+        self._refused.clear()
+
+    def give_up(self) -> bool:
+        """Give the recordings' memory back to the device; whether there were any."""
+        if not self.recordings:
+            return False
+        self.forget()
+        self._chances -= 1
+        if self._chances < 1:
+            self.fault = "memory ran out"
+        free_cached()
+        return True
+
+
+RECORDERS = weakref.WeakSet[Recorder]()
+
+
+def record_passes(network: Any, pool: Pool) -> Recorder:
+    """From now on record the passes through a network on CUDA whose blocks are compiled."""
+    recorder = Recorder(network, pool)
+    RECORDERS.add(recorder)
+    network.forward = wraps(recorder.plain)(lambda *args, **kwargs: recorder.call(*args, **kwargs))
+    return recorder
+
+
+def any_recordings() -> bool:
+    """Whether any recordings hold memory."""
+    return any(recorder.recordings for recorder in list(RECORDERS))
+
+
+def give_up_recordings() -> bool:
+    """Give the memory of all recordings back to the device; whether there were any."""
+    return sum(recorder.give_up() for recorder in list(RECORDERS)) > 0
+
+
+def held_by_recordings() -> int:
+    """Bytes of the devices' memory that recordings hold between passes, where their kernels write."""
+    return sum(recorder.pool.held for recorder in list(RECORDERS))
+
+
+def is_recordable() -> bool:
+    """Whether torch computes as it does in training: compiled, without autocast, and nobody else is recording."""
+    dynamo: Any = torch._dynamo
+    eager = dynamo.eval_frame._stance.stance != "default"
+    special = torch.is_autocast_enabled("cuda") or torch.is_inference_mode_enabled()
+    recorded = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return not (eager or special or recorded)
