@@ -3,28 +3,28 @@
 The stand-ins write where graphs would write: into places that the next replay overwrites.
 """
 
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import tiny
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.utils import _pytree as pytree
 
 from sdpo_cli.api import graphs
-from sdpo_cli.api.graphs import Recorder, any_recordings, held_by_recordings, record_passes, state_of
+from sdpo_cli.api.graphs import any_recordings, held_by_recordings, record_passes, state_of
 from sdpo_cli.api.recording import Recording, answered, kind_of
-from sdpo_cli.api.tensors import AdapterOptions
+from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench import timed
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.optimizer import make_optimizer
+from sdpo_cli.engine.rollout import roll_out
 from sdpo_cli.engine.shares import Seat
 from sdpo_cli.engine.trainer import Run
 from sdpo_cli.engine.update import replay
-from sdpo_cli.engine.rollout import roll_out
-from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.maths import kernel_for, with_floor
 
 
@@ -44,10 +44,11 @@ class CpuPool:
     def record(self, network, kind, slots):
         if self.fault:
             raise self.fault
-        shapes = [one[0] for one in kind.leaves]
-        leaves = [torch.zeros(*one) if isinstance(one[0], torch.Size) else one[1] for one in kind.leaves]
+        leaves = [
+            torch.zeros(size, dtype=known) if isinstance(size, torch.Size) else known for size, known in kind.leaves
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, kind.spec)
-        inputs = [leaf for leaf, shape in zip(leaves, shapes, strict=True) if isinstance(shape, torch.Size)]
+        inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         with torch.no_grad():
             outputs, spec = answered(network(*args, **kwargs))
         weights, live = [getattr(module, name) for module, name in slots], []
@@ -78,15 +79,16 @@ def alone(monkeypatch):
     monkeypatch.setattr(graphs, "RECORDERS", set())
 
 
-def recorded(checkpoint) -> tuple:
+def recorded(checkpoint):
     model = tiny.load(checkpoint)
+    model.compiled = True  # batches of one size
     model.recorder = record_passes(model.denoiser, CpuPool())
-    return tiny.with_random_adapter(model), model.recorder
+    return tiny.with_random_adapter(model)
 
 
 @pytest.fixture
 def model(checkpoint):
-    return recorded(checkpoint)[0]
+    return recorded(checkpoint)
 
 
 @pytest.fixture
@@ -115,12 +117,275 @@ def gradients(model, rollouts, steps=(0, 1)):
 def warm(model):
     """Past the calls that are computed; gives rollouts."""
     rollouts = rolled(model)
-    for _ in range(2):
-        gradients(model, rollouts, (1, 1))
-    assert len(model.recorder.recordings) == 2
+    gradients(model, rollouts, (1, 1, 1))
+    assert [kind.gradient for kind in model.recorder.recordings] == [True, False]
     return rollouts
+
+
+def replays(model, call):
+    """How many graphs a call replays, forward ones."""
+    counts = []
+    for recording in model.recorder.recordings.values():
+        inner = recording.forward.replay
+        recording.forward = Again(lambda inner=inner: (counts.append(1), inner()))
+    call()
+    return len(counts)
 
 
 def close(ones, others):
     for one, other in zip(ones, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class TestReplayed:
+    """A recorded pass gives what the network gives."""
+
+    def test_the_same_estimates_and_gradients(self, model, plain):
+        rollouts = warm(model)
+        assert replays(model, lambda: close(gradients(model, rollouts), gradients(plain, rollouts))) == 2
+        assert replays(model, lambda: close([rolled(model, 1).x0], [rolled(plain, 1).x0])) == 2
+
+    def test_the_larger_first_and_nothing_new_in_the_second_epoch(self, model):
+        rollouts = warm(model)
+        for _ in range(3):
+            rollouts = rolled(model)
+            gradients(model, rollouts)
+        assert model.recorder.pool.made == [True, False]
+
+    def test_weights_that_change_in_place_are_used(self, model, plain):
+        rollouts = warm(model)
+        for one in (model, plain):
+            with torch.no_grad():
+                for weight in one.trainable().values():
+                    weight.mul_(2)
+        assert replays(model, lambda: close(gradients(model, rollouts), gradients(plain, rollouts))) == 2
+        assert replays(model, lambda: close([rolled(model).x0], [rolled(plain).x0])) == 2
+
+    def test_a_pass_in_between_is_computed(self, model, plain):
+        """Its recording would overwrite what the first one's gradient needs."""
+        rollouts = warm(model)
+        first, second = log_prob(model, rollouts, 0), log_prob(model, rollouts, 1)
+        with torch.no_grad():
+            log_prob(model, rollouts, 0)
+        model.denoiser.zero_grad()
+        (first + second).backward()
+        close([weight.grad for weight in model.trainable().values()], gradients(plain, rollouts))
+
+    def test_a_pass_whose_gradient_nobody_wants_blocks_nothing(self, model):
+        rollouts = warm(model)
+        log_prob(model, rollouts, 0)
+        assert replays(model, lambda: gradients(model, rollouts)) == 2
+
+    def test_a_gradient_is_given_once(self, model):
+        rollouts = warm(model)
+        loss = log_prob(model, rollouts, 0)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError) as fault:
+            loss.backward()
+        assert str(fault.value) == (
+            "the gradient of a recorded pass can be asked for once, before the next recorded pass"
+        )
+
+    def test_weights_that_change_before_the_gradient_are_an_error_as_ever(self, model):
+        rollouts = warm(model)
+        loss = log_prob(model, rollouts, 0)
+        with torch.no_grad():
+            next(iter(model.trainable().values())).add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    def test_epochs_train_the_same_weights(self, checkpoint):
+        ends = []
+        for pool in (None, CpuPool()):
+            setup = tiny.setup(checkpoint)
+            setup.model.compiled = True
+            if pool:
+                record_passes(setup.model.denoiser, pool)
+            setup.model.add_adapter(AdapterOptions(rank=2, alpha=2.0))
+            weights = setup.model.trainable()
+            run = Run(Seat(setup), RunFolder(Path()), make_optimizer(setup.recipe.train, weights.values()))
+            counts = [timed(run, epoch) and len(pool.made if pool else []) for epoch in (1, 2, 3)]
+            ends.append([weight.detach() for weight in weights.values()])
+        assert counts == [2, 2, 2]
+        close(*ends)
+
+
+class TestForgotten:
+    """What a recording depends on has changed: it is dropped, and made anew."""
+
+    def scaled(self, model):
+        for module in model.denoiser.modules():
+            if isinstance(module, LoraLayer):
+                module.scaling["sdpo"] = 0.5
+
+    def frozen(self, model):
+        next(iter(model.trainable().values())).requires_grad_(False)
+
+    def exchanged(self, model):
+        weight = list(model.trainable().values())[1]
+        weight.data = 2 * weight.data
+
+    def base_exchanged(self, model):
+        model.denoiser.conv_in.weight.data = 2 * model.denoiser.conv_in.weight.data
+
+    def saved_and_loaded(self, model):
+        with TemporaryDirectory() as folder:
+            model.save_adapter(Path(folder))
+            model.load_adapter(Path(folder))
+
+    @pytest.mark.parametrize("change", [scaled, frozen, exchanged, base_exchanged, saved_and_loaded])
+    def test_recordings_are_made_anew(self, model, plain, change):
+        rollouts = warm(model)
+        change(self, model)
+        change(self, plain)
+        assert replays(model, lambda: close([rolled(model).x0], [rolled(plain).x0])) == 0
+        assert not model.recorder.recordings
+        with suppress(AttributeError):  # one weight has no gradient
+            gradients(model, rollouts, (1, 1, 1))
+        assert len(model.recorder.recordings) == 2
+        assert replays(model, lambda: close([rolled(model).x0], [rolled(plain).x0])) == 2
+
+
+class TestComputed:
+    """Passes that no recording stands for."""
+
+    @pytest.mark.parametrize(
+        "way",
+        [
+            lambda model: torch.compiler.set_stance("force_eager"),
+            lambda model: model.without_adapter(),
+            lambda model: torch.inference_mode(),
+            lambda model: autocast(),
+            lambda model: hooked(model.denoiser.conv_in),
+        ],
+        ids=["sampling", "base model", "inference", "autocast", "hook"],
+    )
+    def test_without_losing_the_recordings(self, model, way):
+        warm(model)
+        x, at, conditioning = torch.randn(10, 4, 8, 8), kernel_of(model), tiny.draw(model).conditioning
+        conditioning = {name: torch.cat([one, one]) for name, one in conditioning.items()}
+
+        def call():
+            with torch.no_grad():
+                model.denoise(x, at, conditioning)
+
+        with way(model):
+            assert replays(model, call) == 0
+        assert replays(model, call) == 1
+
+    def test_without_an_adapter(self, checkpoint):
+        assert state_of(tiny.load(checkpoint).denoiser) is None
+
+    def test_where_all_weights_are_trained(self, checkpoint):
+        model = tiny.load(checkpoint)
+        record_passes(model.denoiser, pool := CpuPool())
+        model.add_adapter(AdapterOptions(kind="full"))
+        rollouts = rolled(model)
+        gradients(model, rollouts, (1, 1, 1, 1))
+        assert pool.made == []
+
+    def test_where_a_recording_does_not_fit(self, model, plain):
+        model.recorder.pool.fault = torch.OutOfMemoryError("more than the card has")
+        rollouts = rolled(model)
+        close(gradients(model, rollouts, (1, 1, 1, 0)), gradients(plain, rollouts, (1, 1, 1, 0)))
+        model.recorder.pool.fault = None
+        gradients(model, rollouts)
+        assert (model.recorder.pool.made, model.recorder.fault) == ([], "")
+
+    def test_where_a_pass_cannot_be_recorded(self, model, plain):
+        model.recorder.pool.fault = RuntimeError("called a synchronizing CUDA operation")
+        rollouts = rolled(model)
+        close(gradients(model, rollouts, (1, 1, 1, 0)), gradients(plain, rollouts, (1, 1, 1, 0)))
+        assert model.recorder.fault == "RuntimeError: called a synchronizing CUDA operation"
+
+    @pytest.mark.parametrize(
+        "leaf", [torch.zeros(2, device="meta"), torch.zeros(2, requires_grad=True), torch.nn.Parameter(), [object()]]
+    )
+    def test_where_an_argument_is_no_plain_tensor_or_value(self, leaf):
+        assert kind_of((leaf,), {}, torch.device("cpu"))[0] is None
+
+    def test_calls_of_one_kind_have_shapes_formats_names_and_values_in_common(self):
+        x = torch.zeros(2, 3)
+        calls = [
+            ((x,), {}),
+            ((x[:1],), {}),
+            ((x.double(),), {}),
+            ((), {"x": x}),
+            ((), {"y": x}),
+            (([x],), {}),
+            ((x, 1), {}),
+            ((x, True), {}),
+            ((x, None), {}),
+        ]
+        kinds = [kind_of(*call, torch.device("cpu"))[0] for call in calls]
+        with torch.no_grad():
+            kinds.append(kind_of(*calls[0], torch.device("cpu"))[0])
+        assert len(set(kinds)) == 10
+        assert kind_of((x + 1,), {}, torch.device("cpu"))[0] == kinds[0]
+
+
+class TestMemory:
+    """What recordings hold is given back where it runs out."""
+
+    def test_for_a_pass_that_does_not_fit_beside_them(self, model, plain):
+        rollouts = warm(model)
+        network, tried = model.recorder.plain, []
+
+        def tight(*args, **kwargs):
+            tried.append(any_recordings())
+            if any_recordings():
+                raise torch.OutOfMemoryError("more than the card has")
+            return network(*args, **kwargs)
+
+        model.recorder.plain = tight
+        with torch.compiler.set_stance("force_eager"), plain.without_adapter(), model.without_adapter():
+            close([rolled(model).x0], [rolled(plain).x0])
+        assert tried == [True, False, False]
+        assert held_by_recordings() == 0
+        close(gradients(model, rollouts), gradients(plain, rollouts))
+
+    def test_first_for_pairs_and_last_for_pictures(self, model):
+        for what, expected in (("pair", [4, 4, 2]), ("picture", [4, 2, 1, 1])):
+            warm(model)
+            assert held_by_recordings() == 2000
+            tried = []
+
+            def call(batch, tried=tried, expected=expected):
+                tried.append(batch)
+                if len(tried) < len(expected):
+                    raise torch.OutOfMemoryError("more than the card has")
+
+            fitting(call, 4, what)
+            assert (tried, any_recordings()) == (expected, False)
+
+    def test_not_for_ever_anew(self, model):
+        for _ in range(graphs.CHANCES):
+            rollouts = warm(model)
+            assert graphs.give_up_recordings()
+        rolled(model)
+        gradients(model, rollouts, (1, 1, 1, 1))
+        assert not any_recordings()
+        assert not graphs.give_up_recordings()
+        assert model.recorder.fault == "memory ran out"
+
+
+@contextmanager
+def autocast():
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@contextmanager
+def hooked(module):
+    handle = module.register_forward_hook(lambda *_: None)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def kernel_of(model):
+    return kernel_for(with_floor(model.schedule(2)), "ddim", 1.0).at(torch.ones(10, dtype=torch.long))
