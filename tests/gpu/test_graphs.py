@@ -1,6 +1,5 @@
 """CUDA graphs on a CUDA device: what a recorded pass gives, and what is left when recording fails."""
 
-import itertools
 import json
 import threading
 from collections import deque
@@ -221,20 +220,21 @@ def test_a_pass_that_waits_for_the_device_is_not_recorded(model, wait, monkeypat
 
 def test_another_thread_may_use_the_device_meanwhile(model, monkeypatch):
     stop, sizes, inner = threading.Event(), deque(maxlen=9), recording.capturing
-    count = itertools.count()
+    done = [0]
 
     def work():
         while not stop.is_set():
-            x = torch.randn(500 + next(count) % 500, 700, device="cuda")
+            x = torch.randn(500 + done[0] % 500, 700, device="cuda")
             sizes.append(x @ x.T)
+            done[0] += 1
             stop.wait(0.001)
 
     @contextmanager
     def capturing(*args):
         with inner(*args):
-            before = next(count)
+            before = done[0]
             yield
-            while next(count) < before + 9 and thread.is_alive():
+            while done[0] < before + 9 and thread.is_alive():
                 stop.wait(0.005)
 
     monkeypatch.setattr(recording, "capturing", capturing)
