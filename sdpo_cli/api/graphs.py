@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -49,15 +49,13 @@ class State:
 
 def state_of(network: nn.Module) -> State | None:
     """The network's state; None where nothing is recorded: without a LoRA at work, other weights trained, or hooks."""
-    from peft.tuners.lora import LoraLayer
-
     facts: list[Any] = [network.training]
     tensors: list[Tensor] = []
     slots: list[Slot] = []
     places: list[tuple[Any, bool]] = [(network, False)]
     while places:
         module, in_lora = places.pop()
-        layer: Any = module if isinstance(module, LoraLayer) else None
+        layer: Any = module if is_lora(type(module)) else None
         if layer is not None:
             if layer.disable_adapters:
                 return None
@@ -77,6 +75,14 @@ def state_of(network: nn.Module) -> State | None:
                 places.append((child, in_lora or (layer is not None and name != "base_layer")))
     facts += [(id(one), one.data_ptr(), one.requires_grad) for one in tensors]
     return State(tuple(facts), slots, tensors) if slots else None
+
+
+@cache
+def is_lora(kind: type) -> bool:
+    """Whether modules of a class are layers with a LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    return issubclass(kind, LoraLayer)
 
 
 class Recorder:

@@ -11,11 +11,12 @@ import pytest
 import tiny
 import torch
 from peft.tuners.lora import LoraLayer
+from torch._dynamo.utils import counters
 from torch.utils import _pytree as pytree
 
 from sdpo_cli.api import graphs
 from sdpo_cli.api.graphs import any_recordings, held_by_recordings, record_passes, state_of
-from sdpo_cli.api.recording import Recording, answered, kind_of
+from sdpo_cli.api.recording import Recording, aliased, answered, kind_of
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench import timed
@@ -208,6 +209,22 @@ class TestReplayed:
             ends.append([weight.detach() for weight in weights.values()])
         assert counts == [2, 2, 2]
         close(*ends)
+
+    def test_other_parameters_in_the_same_places_compile_nothing_anew(self, checkpoint):
+        model = tiny.load(checkpoint)
+        model.compile(backend="eager")
+        tiny.with_random_adapter(model)
+        rollouts = rolled(model)
+        loss, own = log_prob(model, rollouts, 1), dict(model.trainable())
+        expected = torch.autograd.grad(loss, list(own.values()), retain_graph=True)
+        compiled = counters["stats"]["unique_graphs"]
+        with aliased(state_of(model.denoiser).slots) as weights:
+            assert not {id(weight) for weight in weights} & {id(weight) for weight in own.values()}
+            found = torch.autograd.grad(log_prob(model, rollouts, 1), weights)
+        assert counters["stats"]["unique_graphs"] == compiled
+        assert all(one is own[name] for name, one in model.trainable().items())
+        norms = [sorted(float(one.norm()) for one in grads) for grads in (found, expected)]
+        torch.testing.assert_close(*norms)
 
 
 class TestForgotten:
