@@ -55,7 +55,8 @@ def state_of(network: nn.Module) -> State | None:
     places: list[tuple[Any, bool]] = [(network, False)]
     while places:
         module, in_lora = places.pop()
-        layer: Any = module if is_lora(type(module)) else None
+        kind: Any = type(module)
+        layer: Any = module if is_lora(kind) else None
         if layer is not None:
             if layer.disable_adapters:
                 return None
