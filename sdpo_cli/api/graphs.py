@@ -4,6 +4,7 @@ The host starts thousands of kernels a pass, and on a fast device that takes lon
 passes with a LoRA, with and without gradient, by the shapes of their inputs; anything else is computed as ever.
 """
 
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -89,8 +90,8 @@ def is_lora(kind: type) -> bool:
 class Recorder:
     """Stands for a network's `forward`: computes, records and replays.
 
-    Recordings are made in passes with gradient alone: no reward is asked meanwhile, whose thread might use the device.
-    With gradient first, as then the smaller ones find room in the memory of the larger.
+    Recordings are made in passes with gradient alone: no reward is asked meanwhile, whose thread could not draw random
+    numbers on the device. Those with gradient come first, as the smaller ones find room in the memory of the larger.
 
     Attributes:
         recordings: made so far, by kind.
@@ -107,9 +108,15 @@ class Recorder:
         self._refused: set[Kind] = set()
         self._chances = CHANCES
         self._awaited: Callable[[], Turn | None] = lambda: None
+        self._lock = threading.RLock()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The network's answer."""
+        with self._lock:
+            return self.answer(args, kwargs)
+
+    def answer(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The network's answer, while no other thread gives up the recordings."""
         state = state_of(self.network) if is_recordable() else None
         kind, tensors = kind_of(args, kwargs, self.pool.device) if state else (None, [])
         if state is None or kind is None:
@@ -184,15 +191,16 @@ class Recorder:
         self._refused.clear()
 
     def give_up(self) -> bool:
-        """Give the recordings' memory back to the device; whether there were any."""
-        if not self.recordings:
-            return False
-        self.forget()
-        self._chances -= 1
-        if self._chances < 1:
-            self.fault = "memory ran out"
-        free_cached()
-        return True
+        """Give the recordings' memory back to the device; whether there were any. Any thread may ask for it."""
+        with self._lock:
+            if not self.recordings:
+                return False
+            self.forget()
+            self._chances -= 1
+            if self._chances < 1:
+                self.fault = "memory ran out"
+            free_cached()
+            return True
 
 
 RECORDERS = weakref.WeakSet[Recorder]()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdpo_cli.api.graphs import any_recordings, give_up_recordings
 from sdpo_cli.api.tensors import Identified, Reward, ScoreRequest, ScoreResult
 from sdpo_cli.errors import PluginError, SdpoError
 from sdpo_cli.recipe.schema import REWARD_TIMEOUT, Normalise
@@ -64,7 +65,7 @@ class NonFiniteScoreError(PluginError):
 def checked_score(name: str, reward: Reward, request: ScoreRequest) -> ScoreResult:
     """The reward's answer, without gradients, if it keeps the contract: one finite float32 a picture.
 
-    Pictures that do not fit into memory together are scored in halves.
+    Pictures that do not fit into memory together are scored in halves; for one alone recorded passes are given up.
 
     Raises:
         PluginError: it does not, or the reward raised; `name` is the place. A fault it tells itself passes through.
@@ -82,13 +83,16 @@ def answer_in_parts(name: str, reward: Reward, request: ScoreRequest) -> ScoreRe
     try:
         result = answer(f"reward {name}", reward, request)
     except torch.OutOfMemoryError as error:
-        if len(request.images) < 2:
+        if len(request.images) < 2 and not any_recordings():
             remedy = "free memory, or serve the reward on another machine with `sdpo serve-reward`"
             raise PluginError("one picture does not fit into memory", place=f"reward {name}", remedy=remedy) from error
         result = None
     if result is None:  # outside the handler: the exception no longer holds the memory of what failed
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if len(request.images) < 2:
+            give_up_recordings()
+            return answer_in_parts(name, reward, request)
         return joined_results([answer_in_parts(name, reward, half) for half in halves(request)])
     check_values(f"reward {name}", "values", result.values, len(request.images))
     for key, detail in result.details.items():

@@ -3,6 +3,7 @@
 The stand-ins write where graphs would write: into places that the next replay overwrites.
 """
 
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,14 @@ from torch.utils import _pytree as pytree
 from sdpo_cli.api import graphs
 from sdpo_cli.api.graphs import any_recordings, held_by_recordings, record_passes, state_of
 from sdpo_cli.api.recording import Recording, aliased, answered, kind_of
-from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
+from sdpo_cli.api.tensors import AdapterOptions, LearningPlan, ScoreRequest, ScoreResult
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench import timed
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.scorer import THREAD, Scorer
+from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.shares import Seat
 from sdpo_cli.engine.trainer import Run
 from sdpo_cli.engine.update import replay
@@ -43,6 +46,7 @@ class CpuPool:
         self.device, self.held, self.fault, self.made = torch.device("cpu"), 0, None, []
 
     def record(self, network, kind, slots):
+        assert THREAD not in [thread.name for thread in threading.enumerate()]  # it may use the device
         if self.fault:
             raise self.fault
         leaves = [
@@ -374,6 +378,23 @@ class TestMemory:
 
             fitting(call, 4, what)
             assert (tried, any_recordings()) == (expected, False)
+
+    def test_for_a_reward_that_does_not_fit_beside_them(self, model):
+        warm(model)
+        tried = []
+
+        class Large:
+            def score(self, request):
+                tried.append((len(request.images), any_recordings()))
+                if any_recordings():
+                    raise torch.OutOfMemoryError("more than the card has")
+                return ScoreResult(request.images.mean((1, 2, 3)))
+
+        images = torch.rand(4, 3, 8, 8)
+        with Scorer([LoadedReward("large", "1", 1.0, Large())]) as scorer:
+            (result,) = scorer.result(scorer.submit(ScoreRequest(images, ["cat"] * 4, [{}] * 4)))
+        torch.testing.assert_close(result.values, images.mean((1, 2, 3)))
+        assert tried == [(4, True), (2, True), (1, True), (1, False), (1, False), (2, False)]
 
     def test_not_for_ever_anew(self, model):
         for _ in range(graphs.CHANCES):

@@ -1,8 +1,6 @@
 """CUDA graphs on a CUDA device: what a recorded pass gives, and what is left when recording fails."""
 
 import json
-import threading
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -216,37 +214,6 @@ def test_a_pass_that_waits_for_the_device_is_not_recorded(model, wait, monkeypat
     model.recorder.fault = ""
     free_cached()
     check(model, warm(model))
-
-
-def test_another_thread_may_use_the_device_meanwhile(model, monkeypatch):
-    stop, sizes, inner = threading.Event(), deque(maxlen=9), recording.capturing
-    done = [0]
-
-    def work():
-        while not stop.is_set():
-            x = torch.randn(500 + done[0] % 500, 700, device="cuda")
-            sizes.append(x @ x.T)
-            done[0] += 1
-            stop.wait(0.001)
-
-    @contextmanager
-    def capturing(*args):
-        with inner(*args):
-            before = done[0]
-            yield
-            while done[0] < before + 9 and thread.is_alive():
-                stop.wait(0.005)
-
-    monkeypatch.setattr(recording, "capturing", capturing)
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        rollouts = warm(model)
-        check(model, rollouts)
-    finally:
-        stop.set()
-        thread.join()
-    check(model, rollouts)
 
 
 def test_memory_is_given_back(model):
