@@ -41,6 +41,7 @@ class Seat:
         team: whom it works with.
         known: prompts encoded so far.
         micro_batch: pairs in a forward pass that fit into this process's memory.
+        pictures: decoded at once that fitted into it in the epoch before; None before the first.
         scorer: asks the rewards.
         draw: the epoch's prompts, all of them.
         own: the rollouts of its share; None where it has none.
@@ -52,6 +53,7 @@ class Seat:
     team: Team = ALONE
     known: dict[str, Conditioning] = field(default_factory=dict)
     micro_batch: int = field(init=False)
+    pictures: int | None = None
     scorer: Scorer | None = None
     draw: Draw | None = None
     own: Rollouts | None = None
@@ -144,19 +146,27 @@ def sample_share(seat: Seat, weights: Float[Tensor, " weights"] | None, epoch: i
     own = part_of(seat.draw, seat.team.span(len(seat.draw)))
     if not len(own):
         return None
-    roll = partial(roll_out_and_ask, seat.setup, seat.scorer, own)
+    roll = partial(roll_out_and_ask, seat.setup, seat.scorer, own, most=seat.pictures)
     (seat.own, seat.asked), seat.micro_batch = fitting(roll, seat.micro_batch, "pair")
+    seat.pictures = min(part.batch for part in seat.asked)
     return bare(seat.own)
 
 
-def roll_out_and_ask(setup: Setup, scorer: Scorer, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:
-    """Sample the draw, `batch` pairs at a time; the finished ones are scored while the next are sampled."""
+def roll_out_and_ask(
+    setup: Setup, scorer: Scorer, draw: Draw, batch: int, most: int | None = None
+) -> tuple[Rollouts, list[Asked]]:
+    """Sample the draw, `batch` pairs at a time; the finished ones are scored while the next are sampled.
+
+    Never more than `most` pictures are decoded at once.
+    """
     scorer.forget()  # what an attempt that ran out of memory has asked
     plan, parts, asked = setup.objective.plan, [], []
+    wanted = setup.decoded_at_once(batch)
+    pictures = min(wanted, most or wanted)
     for part in roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, batch):
         parts.append(part)
-        pictures = asked[-1].batch if asked else setup.decoded_at_once(batch)
         asked.append(ask_rewards(setup.model, scorer, part, plan, pictures))
+        pictures = asked[-1].batch
     return joined_rollouts(draw, parts), asked
 
 

@@ -19,7 +19,7 @@ from sdpo_cli.engine.evaluate import Plan, evaluate
 from sdpo_cli.engine.rollout import roll_out, roll_out_parts
 from sdpo_cli.engine.scorer import THREAD, WAITING, Scorer
 from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.shares import roll_out_and_ask
+from sdpo_cli.engine.shares import Seat, roll_out_and_ask, sample_share
 from sdpo_cli.engine.trainer import train
 from sdpo_cli.errors import PluginError, UsageError
 from sdpo_cli.registry import load_registry
@@ -264,3 +264,22 @@ def test_decoding_that_does_not_fit_is_halved_by_itself(checkpoint, monkeypatch)
         assert len(key_rewards(scorer, asked).reward[0]) == 5
     assert sizes[:2] == [8, 4]
     assert set(sizes[2:]) == {2}
+
+
+def test_a_later_epoch_decodes_as_many_as_fitted(checkpoint, monkeypatch):
+    seat = Seat(tiny.setup(checkpoint))
+    decode, refused = seat.setup.model.decode, []
+
+    def small(x0):
+        if len(x0) > 2:
+            refused.append(len(x0))
+            raise torch.OutOfMemoryError("no memory")
+        return decode(x0)
+
+    monkeypatch.setattr(seat.setup.model, "decode", small)
+    with Scorer(seat.setup.rewards) as seat.scorer:
+        sample_share(seat, None, 1)
+        assert refused
+        refused.clear()
+        sample_share(seat, None, 2)
+    assert refused == []
