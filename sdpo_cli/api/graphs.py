@@ -9,14 +9,16 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, wraps
+from functools import cache, update_wrapper
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sdpo_cli.api.recording import Kind, Pool, Recording, Replay, Slot, Turn, free_cached, kind_of, untyped
+from sdpo_cli.api.recording import Kind, Pool, Recording, Replay, Slot, Turn, answered, free_cached, kind_of, untyped
+from sdpo_cli.errors import first_line
 
 WARM = 2
 """Calls of a kind that are computed before one is recorded: the first compiles, and kernels are chosen."""
@@ -25,7 +27,11 @@ MOST = 8
 KINDS = 64
 """Kinds of calls that are told apart: more say that the shapes do not repeat."""
 CHANCES = 2
-"""How often a network gives up its recordings because memory runs out, before it makes no more."""
+"""How often a network gives up recordings that were of little use, because memory runs out, before it makes no more."""
+WORTH = 100
+"""Replays that pay for the seconds of recording: recordings that had more of them were of use."""
+NOISE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""By how much of itself a recording's first answer may differ from the uncompiled network's."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Recorder:
     Attributes:
         recordings: made so far, by kind.
         pool: makes them, in its memory.
-        fault: why nothing more is recorded, where it once failed for another reason than memory.
+        fault: why nothing is recorded any more.
     """
 
     def __init__(self, network: Any, pool: Pool) -> None:
@@ -106,7 +112,8 @@ class Recorder:
         self._state: State | None = None
         self._seen = Counter[Kind]()
         self._refused: set[Kind] = set()
-        self._chances = CHANCES
+        self._checked: set[Kind] = set()
+        self._chances, self._replays = CHANCES, 0
         self._awaited: Callable[[], Turn | None] = lambda: None
         self._lock = threading.RLock()
 
@@ -129,7 +136,7 @@ class Recorder:
         if kind.gradient and self._seen[kind] >= WARM:
             self.record_known(state)
         recording = self.recordings.get(kind)
-        if recording:
+        if recording and (kind in self._checked or self.check(recording, kind, tensors, args, kwargs)):
             return self.replay(recording, tensors, state)
         answer = self.compute(args, kwargs)
         if kind in self._seen or len(self._seen) < KINDS:
@@ -146,10 +153,39 @@ class Recorder:
         self.give_up()  # outside the handler: the exception no longer holds the memory of what failed
         return self.plain(*args, **kwargs)
 
+    @torch.no_grad()
+    def check(
+        self,
+        recording: Recording,
+        kind: Kind,
+        tensors: Sequence[Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> bool:
+        """Whether a recording's first answer is the uncompiled network's; else nothing is recorded any more.
+
+        What a recording reads in the wrong place it has read while it was made, where all inputs were 0.
+        """
+        with torch.compiler.set_stance("force_eager"):
+            expected, _ = answered(self.compute(args, kwargs))
+        if kind not in self.recordings:  # given up meanwhile
+            return False
+        recording.fill(tensors)
+        recording.forward.replay()
+        for one, other in zip(recording.outputs, expected, strict=True):
+            difference = float((one - other).float().norm() / other.float().norm().clamp_min(1e-12))
+            if not difference <= NOISE.get(other.dtype, 1e-3):
+                self.forget()
+                self.fault = f"a recorded pass differs from the network by {difference:.2g} of its answer"
+                free_cached()
+                return False
+        self._checked.add(kind)
+        return True
+
     def replay(self, recording: Recording, tensors: Sequence[Tensor], state: State) -> Any:
         """The answer by a recording."""
-        for place, tensor in zip(recording.inputs, tensors, strict=True):
-            place.copy_(tensor)
+        recording.fill(tensors)
+        self._replays += 1
         if recording.backward is None:
             recording.forward.replay()
             outputs: Any = [one.clone() for one in recording.outputs]
@@ -180,7 +216,7 @@ class Recorder:
         except torch.OutOfMemoryError:
             self._refused.add(kind)
         except Exception as error:
-            self.fault = f"{type(error).__name__}: {error}"
+            self.fault = f"{type(error).__name__}: {first_line(error)}"
         free_cached()  # outside the handler, as above
 
     def forget(self) -> None:
@@ -189,14 +225,16 @@ class Recorder:
         self.recordings.clear()
         self._seen.clear()
         self._refused.clear()
+        self._checked.clear()
+        self._replays = 0
 
     def give_up(self) -> bool:
         """Give the recordings' memory back to the device; whether there were any. Any thread may ask for it."""
         with self._lock:
             if not self.recordings:
                 return False
+            self._chances -= self._replays < WORTH
             self.forget()
-            self._chances -= 1
             if self._chances < 1:
                 self.fault = "memory ran out"
             free_cached()
@@ -210,8 +248,30 @@ def record_passes(network: Any, pool: Pool) -> Recorder:
     """From now on record the passes through a network on CUDA whose blocks are compiled."""
     recorder = Recorder(network, pool)
     RECORDERS.add(recorder)
-    network.forward = wraps(recorder.plain)(lambda *args, **kwargs: recorder.call(*args, **kwargs))
+    network.forward = Forward(recorder)
     return recorder
+
+
+class Forward:
+    """A network's `forward` by a recorder. A copy of the network computes for itself."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        update_wrapper(self, recorder.plain)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's answer."""
+        return self.recorder.call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """The forward of the copy that is being made."""
+        network = memo[id(self.recorder.network)]
+        return MethodType(type(network).forward, network)
+
+
+def recording_faults() -> list[str]:
+    """Why networks record nothing any more."""
+    return [recorder.fault for recorder in list(RECORDERS) if recorder.fault]
 
 
 def any_recordings() -> bool:
@@ -231,8 +291,8 @@ def held_by_recordings() -> int:
 
 def is_recordable() -> bool:
     """Whether torch computes as it does in training: compiled, without autocast, and nobody else is recording."""
-    dynamo: Any = torch._dynamo
-    eager = dynamo.eval_frame._stance.stance != "default"
+    stance = getattr(torch._dynamo.eval_frame, "_stance", None)
+    eager = stance is None or stance.stance != "default"
     special = torch.is_autocast_enabled("cuda") or torch.is_inference_mode_enabled()
     recorded = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     return not (eager or special or recorded)

@@ -81,6 +81,11 @@ class Recording:
     slopes: Sequence[Tensor] = ()
     gradients: Sequence[Tensor | None] = ()
 
+    def fill(self, tensors: Sequence[Tensor]) -> None:
+        """Put the arguments' tensors where they are read."""
+        for place, tensor in zip(self.inputs, tensors, strict=True):
+            place.copy_(tensor)
+
 
 class Turn:
     """The time from a forward pass to its backward pass; gone when nothing can go back any more."""
@@ -151,7 +156,7 @@ def record(network: Callable[..., Any], kind: Kind, slots: Sequence[Slot], pool:
         torch.OutOfMemoryError: nothing is left behind but cached memory.
         RuntimeError and others: the pass does what cannot be recorded, such as waiting for the device.
     """
-    device, current = stream.device, torch.cuda.current_stream()
+    device, current = stream.device, torch.cuda.current_stream(stream.device)
     leaves = [
         torch.zeros(one[0], dtype=one[1], device=device) if isinstance(one[0], torch.Size) else one[1]
         for one in kind.leaves
@@ -254,9 +259,9 @@ def capturing(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
         raise
     except BaseException:
         # where CUDA refuses to end a recording, torch forgets to tell its allocator that it is over
-        UNFINISHED.append(graph)
         with suppress(RuntimeError, AttributeError):
             cuda: Any = torch._C
             cuda._cuda_endAllocateToPool(stream.device_index, pool)
+            UNFINISHED.append(graph)
             cuda._cuda_releasePool(stream.device_index, pool)
         raise

@@ -27,7 +27,7 @@ from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
 from sdpo_cli.engine.shares import Seat, draw_epoch
 from sdpo_cli.engine.snapshot import Progress, Snapshot
-from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, run_epoch
+from sdpo_cli.engine.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, run_epoch, unrecorded
 from sdpo_cli.engine.update import Lesson, Update, lesson_loss, plan_updates, update_policy
 from sdpo_cli.engine.utilisation import (
     Work,
@@ -123,6 +123,7 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
     staged = [staged_epoch(run, 2 + epochs + n, watch) for n, watch in enumerate(watches)][-1]
     new_graphs = counters["stats"]["unique_graphs"] - graphs
     syncs = host_syncs(run, 2 + 2 * epochs)
+    yield from unrecorded(set())
     needed, rate = epoch_operations(setup, staged), matrix_rate(device, getattr(torch, setup.recipe.model.dtype))
     return BenchResult(
         recipe=setup.recipe.model_dump(mode="json"),

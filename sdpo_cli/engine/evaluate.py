@@ -11,7 +11,7 @@ from torch import Tensor
 from sdpo_cli.api import Prompt
 from sdpo_cli.api.tensors import BaseModel, Conditioning, ImageEmbedder, Sampler, ScoreRequest
 from sdpo_cli.engine.events import Event, StageStarted
-from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.memory import fitting, with_room
 from sdpo_cli.engine.records import (
     Diversity,
     EvaluationReport,
@@ -172,7 +172,7 @@ def within_prompt_diversity(
     if images_per_prompt < 2:
         return None
     embed = found[1].embed if found else thumbnail
-    embedding = torch.cat([embed(part.to(device)).cpu() for part in pictures.split(64)])
+    embedding = torch.cat([with_room(lambda part=part: embed(part.to(device)).cpu()) for part in pictures.split(64)])
     return float(mean_unlikeness(embedding.unflatten(0, (-1, images_per_prompt))).mean())
 
 

@@ -1,12 +1,12 @@
 """Work that is tried in smaller parts where the device's memory runs out."""
 
-import gc
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 from sdpo_cli.api.graphs import any_recordings, give_up_recordings
+from sdpo_cli.api.recording import free_cached as release
 from sdpo_cli.errors import TrainingError
 
 T = TypeVar("T")
@@ -20,29 +20,39 @@ def fitting(call: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
 
     Args:
         call: may be called several times; must leave nothing behind when it runs out of memory.
-        batch: how many to begin with.
+        batch: how many to begin with, and again when recordings have been given up.
         what: what one of them is called, for the error: `pair` or `picture`.
 
     Raises:
         TrainingError: not even one fits.
     """
+    first = batch
     while True:
         try:
             return call(batch), batch
         except torch.OutOfMemoryError as error:
-            if batch == 1 and not any_recordings():
+            recorded = any_recordings()
+            if batch == 1 and not recorded:
                 raise TrainingError(
                     f"one {what} does not fit into the device's memory",
                     remedy="use model.dtype bfloat16 or a smaller model",
                 ) from error
         # outside the handler: the exception no longer holds the memory of what failed
-        if not ((what == "pair" or batch == 1) and give_up_recordings()):
+        if recorded and (what == "pair" or batch == 1):
+            give_up_recordings()
+            batch = first if batch == 1 else batch
+        else:
             batch //= 2
         release()
 
 
-def release() -> None:
-    """Give back to the device what nothing refers to any longer."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def with_room(call: Callable[[], T]) -> T:
+    """`call()`, once more where memory runs out beside recorded passes, which are given up."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        if not any_recordings():
+            raise
+    give_up_recordings()
+    release()
+    return call()

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -28,6 +29,7 @@ from sdpo_cli.engine.grids import SHOWN, before_after, step_label
 from sdpo_cli.engine.guarding import account, check_kept, evaluation_path, is_due, kept_epoch
 from sdpo_cli.engine.images import picture_grid, png_bytes
 from sdpo_cli.engine.locking import locked
+from sdpo_cli.engine.memory import with_room
 from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import ModelCard, Picture, ReportPage, draw_curves, render_model_card, render_report
 from sdpo_cli.engine.rollout import encode_distinct
@@ -153,9 +155,9 @@ def write_samples(setup: Setup, path: Path) -> None:
     prompts = setup.eval_prompts[:SHOWN]
     conditioning = encode_distinct(setup.model, [prompt.text for prompt in prompts])
     seeds = [setup.recipe.seed + number for number in range(len(prompts))]
-    steps = setup.recipe.eval.steps
+    steps, sampler = setup.recipe.eval.steps, setup.model.sampler
     rows = [
-        sample_pictures(setup.model, conditioning, seeds, count, setup.model.sampler, setup.recipe.eval.batch)
+        with_room(partial(sample_pictures, setup.model, conditioning, seeds, count, sampler, setup.recipe.eval.batch))
         for count in steps
     ]
     labels = [step_label(count) for count in steps]

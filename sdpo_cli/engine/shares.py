@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning
 from sdpo_cli.engine.credit import Answered, Asked, KeyRewards, answered, ask_rewards, joined_rewards
-from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.memory import fitting, with_room
 from sdpo_cli.engine.reference import Reference, with_reference
 from sdpo_cli.engine.rollout import (
     Draw,
@@ -142,7 +142,7 @@ def sample_share(seat: Seat, weights: Float[Tensor, " weights"] | None, epoch: i
     """Roll out this process's pairs of an epoch and ask the rewards about them."""
     take_weights(seat, weights)
     seat.forget()
-    seat.draw = draw_epoch(seat, epoch)
+    seat.draw = with_room(partial(draw_epoch, seat, epoch))
     own = part_of(seat.draw, seat.team.span(len(seat.draw)))
     if not len(own):
         return None

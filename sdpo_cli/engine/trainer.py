@@ -3,11 +3,13 @@
 draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit -> update -> record
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from sdpo_cli.api.graphs import recording_faults
 from sdpo_cli.engine.artifacts import RunFolder, append_line, check_there, forget_after, sweep
 from sdpo_cli.engine.changes import (
     Change,
@@ -27,6 +29,7 @@ from sdpo_cli.engine.faults import keeping_batches
 from sdpo_cli.engine.files import writing
 from sdpo_cli.engine.guarding import forget_evaluations, kept_epoch, watch
 from sdpo_cli.engine.kept_weights import check_kept_there, heeded, put_kept_on
+from sdpo_cli.engine.memory import with_room
 from sdpo_cli.engine.metrics import epoch_metrics
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.preview import preview_gap
@@ -161,6 +164,7 @@ def start_run(seat: Seat, folder: RunFolder, resume: Resumption | None) -> Run:
 def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     """All epochs after the snapshot's; whatever stops them, the last whole epoch is saved."""
     train, first = run.setup.recipe.train, snapshot.progress.epoch + 1
+    told: set[str] = set()
     try:
         judged = yield from watch(run.folder, run.setup.recipe, snapshot.progress.epoch)
         for epoch in range(first, train.epochs + 1):
@@ -177,6 +181,7 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
             with averaged(run.optimizer):
                 yield end.done
+            yield from unrecorded(told)
             judged = yield from watch(run.folder, run.setup.recipe, epoch)
             if epoch % train.checkpoint_every == 0 or epoch == train.epochs or (judged and judged.wants(epoch)):
                 yield StageStarted("save", epoch, train.epochs)
@@ -193,6 +198,14 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
             if not isinstance(fault, ArtifactError):
                 raise
         raise
+
+
+def unrecorded(told: set[str]) -> Iterator[Note]:
+    """Why passes are not recorded as CUDA graphs any more, each reason once."""
+    for fault in recording_faults():
+        if fault not in told:
+            told.add(fault)
+            yield Note(f"passes of the network are no longer recorded as CUDA graphs, which costs time alone: {fault}")
 
 
 def keep(run: Run, snapshot: Snapshot) -> None:
@@ -242,11 +255,12 @@ def run_epoch(run: Run, snapshot: Snapshot, epoch: int, *, check_ratio: bool) ->
 
     yield StageStarted("credit", epoch, recipe.train.epochs)
     with clock.stage("credit"):
-        credited = assign_credit(rollouts, known, plan, snapshot.statistics)
+        credited = with_room(partial(assign_credit, rollouts, known, plan, snapshot.statistics))
 
     yield StageStarted("update", epoch, recipe.train.epochs)
     with clock.stage("update"):
-        rollouts, divergence = compared_with_base(setup, rollouts, actions, seat.micro_batch, reference_of(seat))
+        comparing = partial(compared_with_base, setup, rollouts, actions, seat.micro_batch, reference_of(seat))
+        rollouts, divergence = with_room(comparing)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
         gradients = gradients_of(seat, lesson)

@@ -3,6 +3,7 @@
 The stand-ins write where graphs would write: into places that the next replay overwrites.
 """
 
+import copy
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,13 +22,13 @@ from sdpo_cli.api.recording import Recording, aliased, answered, kind_of
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan, ScoreRequest, ScoreResult
 from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.bench import timed
-from sdpo_cli.engine.memory import fitting
+from sdpo_cli.engine.memory import fitting, with_room
 from sdpo_cli.engine.optimizer import make_optimizer
 from sdpo_cli.engine.rollout import roll_out
 from sdpo_cli.engine.scorer import THREAD, Scorer
 from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.shares import Seat
-from sdpo_cli.engine.trainer import Run
+from sdpo_cli.engine.trainer import Run, unrecorded
 from sdpo_cli.engine.update import replay
 from sdpo_cli.maths import kernel_for, with_floor
 
@@ -120,10 +121,11 @@ def gradients(model, rollouts, steps=(0, 1)):
 
 
 def warm(model):
-    """Past the calls that are computed; gives rollouts."""
+    """Past the calls that are computed, and those that check a recording; gives rollouts."""
     rollouts = rolled(model)
     gradients(model, rollouts, (1, 1, 1))
     assert [kind.gradient for kind in model.recorder.recordings] == [True, False]
+    rolled(model)
     return rollouts
 
 
@@ -199,6 +201,69 @@ class TestReplayed:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
+    def test_two_sizes_with_gradients_in_turn(self, model, plain):
+        """As where micro-batches do not divide a batch."""
+        rollouts = rolled(model)
+
+        def both(one):
+            for weight in one.trainable().values():
+                weight.grad = None
+            for pairs in (torch.arange(3), torch.arange(3, 5)) * 3:
+                replay(one, rollouts, pairs, torch.ones_like(pairs)).log_prob.sum().backward()
+            return [weight.grad for weight in one.trainable().values()]
+
+        close(both(model), both(plain))
+        assert [kind.gradient for kind in model.recorder.recordings] == [True, True, False]
+        assert replays(model, lambda: close(both(model), both(plain))) == 6
+
+    @pytest.mark.parametrize("gradient", [True, False])
+    def test_an_answer_is_not_overwritten_by_the_next(self, model, monkeypatch, gradient):
+        rollouts = warm(model)
+        forward, answers, kept = model.denoiser.forward, [], []
+
+        def keeping(*args, **kwargs):
+            answer = forward(*args, **kwargs)
+            answers.append(next(one for one in pytree.tree_leaves(answer)).detach())
+            kept.append(answers[-1].clone())
+            return answer
+
+        monkeypatch.setattr(model.denoiser, "forward", keeping)
+        with torch.set_grad_enabled(gradient):
+            assert replays(model, lambda: [log_prob(model, rollouts, step).item() for step in (0, 1)]) == 2
+        assert torch.equal(answers[0], kept[0])
+        assert not torch.equal(answers[1], kept[0])
+
+    def test_a_gradient_is_not_overwritten_by_the_next(self, model):
+        rollouts = warm(model)
+        weight = next(iter(model.trainable().values()))
+        (first,) = torch.autograd.grad(log_prob(model, rollouts, 0), weight)
+        kept = first.clone()
+        gradients(model, rollouts, (1,))
+        assert torch.equal(first, kept)
+
+    def test_a_recording_that_answers_otherwise_is_not_used(self, model, plain):
+        rollouts = rolled(model)
+        record = model.recorder.pool.record
+
+        def wrong(network, kind, slots):
+            return record(lambda *args, **kwargs: 1.5 * network(*args, **kwargs)[0], kind, slots)
+
+        model.recorder.pool.record = wrong
+        close(gradients(model, rollouts, (1, 1, 1, 0)), gradients(plain, rollouts, (1, 1, 1, 0)))
+        assert model.recorder.fault == "a recorded pass differs from the network by 0.5 of its answer"
+        assert not any_recordings()
+
+    def test_a_copy_of_the_network_computes_for_itself(self, model):
+        warm(model)
+        copied = copy.deepcopy(model.denoiser)
+        with torch.no_grad():
+            for weight in copied.parameters():
+                weight.zero_()
+        x = torch.randn(2, 4, 8, 8)
+        conditioning = next(iter(tiny.draw(model).conditioning.values()))[:2]
+        assert float(copied(x, 1, conditioning).sample.abs().max()) == 0
+        assert float(model.denoiser(x, 1, conditioning).sample.abs().max()) > 0
+
     def test_epochs_train_the_same_weights(self, checkpoint):
         ends = []
         for pool in (None, CpuPool()):
@@ -264,6 +329,7 @@ class TestForgotten:
         with suppress(AttributeError):  # one weight has no gradient
             gradients(model, rollouts, (1, 1, 1))
         assert len(model.recorder.recordings) == 2
+        rolled(model)
         assert replays(model, lambda: close([rolled(model).x0], [rolled(plain).x0])) == 2
 
 
@@ -366,7 +432,7 @@ class TestMemory:
         close(gradients(model, rollouts), gradients(plain, rollouts))
 
     def test_first_for_pairs_and_last_for_pictures(self, model):
-        for what, expected in (("pair", [4, 4, 2]), ("picture", [4, 2, 1, 1])):
+        for what, expected in (("pair", [4, 4, 2]), ("picture", [4, 2, 1, 4])):
             warm(model)
             assert held_by_recordings() == 2000
             tried = []
@@ -396,6 +462,44 @@ class TestMemory:
         torch.testing.assert_close(result.values, images.mean((1, 2, 3)))
         assert tried == [(4, True), (2, True), (1, True), (1, False), (1, False), (2, False)]
 
+    def test_while_another_thread_gives_them_up(self, model, monkeypatch):
+        """That they are gone when it is this one's turn makes no batch smaller than 1."""
+        warm(model)
+        tried = []
+
+        def call(batch):
+            tried.append(batch)
+            if len(tried) == 1:
+                raise torch.OutOfMemoryError("more than the card has")
+
+        monkeypatch.setattr("sdpo_cli.engine.memory.give_up_recordings", lambda: False)
+        fitting(call, 1, "picture")
+        assert tried == [1, 1]
+
+    @pytest.mark.parametrize("held", [True, False])
+    def test_for_work_that_cannot_be_halved(self, model, held):
+        if held:
+            warm(model)
+
+        def work():
+            if any_recordings() or not held:
+                raise torch.OutOfMemoryError("more than the card has")
+            return 3
+
+        if held:
+            assert with_room(work) == 3
+        else:
+            with pytest.raises(torch.OutOfMemoryError):
+                with_room(work)
+
+    def test_recordings_that_were_of_use_may_be_made_again(self, model):
+        for _ in range(graphs.CHANCES + 1):
+            rollouts = warm(model)
+            for _ in range(graphs.WORTH // 2):
+                gradients(model, rollouts)
+            assert graphs.give_up_recordings()
+        assert model.recorder.fault == ""
+
     def test_not_for_ever_anew(self, model):
         for _ in range(graphs.CHANCES):
             rollouts = warm(model)
@@ -405,6 +509,15 @@ class TestMemory:
         assert not any_recordings()
         assert not graphs.give_up_recordings()
         assert model.recorder.fault == "memory ran out"
+
+    def test_and_the_run_says_so_once(self, model):
+        told = set()
+        assert list(unrecorded(told)) == []
+        model.recorder.fault = "memory ran out"
+        assert [str(note.text) for note in unrecorded(told)] == [
+            "passes of the network are no longer recorded as CUDA graphs, which costs time alone: memory ran out"
+        ]
+        assert list(unrecorded(told)) == []
 
 
 @contextmanager
