@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from arms import MEASURES
-from tables import HOLDING, STEPS, read
+from reading import HOLDING, STEPS, read
 
 from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
 

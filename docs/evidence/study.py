@@ -9,6 +9,7 @@ that share its runs. Given again it goes on where it was. `--small` is a small o
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -68,8 +69,8 @@ def compare(out: Path, reward: str, arms: Arms, machine: Machine, *more: str) ->
         subprocess.Popen(command, stdout=subprocess.DEVNULL, env=machine.environment(worker))
         for worker in range(machine.workers)
     ]
-    for one in running:
-        one.wait()
+    if {one.wait() for one in running} & {130, -signal.SIGINT}:
+        raise SystemExit(130)  # stopped: nothing more is begun
     subprocess.run(command, check=True, env=machine.environment(0))
 
 
@@ -154,6 +155,11 @@ def main() -> None:
     parser.add_argument("--reward", choices=REWARDS, help="with --methods: no search, these alone")
     parser.add_argument("--methods", metavar="NAME,NAME")
     told = parser.parse_args()
+    if bool(told.reward) != bool(told.methods):
+        parser.error("--reward and --methods go together")
+    unknown = set((told.methods or "sdpo").split(",")) - set(SEARCHED)
+    if unknown:
+        parser.error(f"no method {min(unknown)}; there are {', '.join(SEARCHED)}")
     told.out.mkdir(parents=True, exist_ok=True)
     machine = Machine(told.workers, told.gpus)
     if told.small:

@@ -13,6 +13,7 @@ from arms import MEASURES
 from reading import (
     BY_STEPS,
     DIGITS,
+    FOLDER,
     HOLDING,
     ONE_QUERY,
     STEPS,
@@ -58,9 +59,12 @@ def methods(reward: str) -> Iterator[str]:
     runs, digits = read(reward), DIGITS[reward]
     yield from head(f"`{MEASURES[reward]}`", *BY_STEPS)
     yield base_row(runs, reward)
-    columns = [[held(runs[arm], reward, steps, 1024) for arm in ONE_QUERY] for steps in STEPS]
-    for row, arm in enumerate(ONE_QUERY):
+    there = [arm for arm in ONE_QUERY if arm in runs]
+    columns = [[held(runs[arm], reward, steps, 1024) for arm in there] for steps in STEPS]
+    for row, arm in enumerate(there):
         yield line(arm, *emphasised(columns, row, digits))
+    if "sdpo-gain" not in runs:
+        return
     gain = runs["sdpo-gain"]
     asked = f"{gain[0].points[-1].queries:,}"
     for name, axis in ((f"1,024 pictures, {asked} queries", "images"), ("1,024 queries", "queries")):
@@ -163,6 +167,32 @@ def credit() -> Iterator[str]:
             yield f"{row} {' / '.join(f'{value:.2f}'.replace('0.', '.') for value in reached)} |"
 
 
+RATES = {
+    "current-1.5e-3": "`current`, 1.5e-3", "current-6e-3": "`current`, 6e-3", "current-1e-2": "`current`, 1e-2",
+    "published-3e-3": "all as published, 3e-3", "published-1e-2": "all as published, 1e-2",
+    "next-1.5e-3": "`next`, 1.5e-3", "next-6e-3": "`next`, 6e-3", "next-1e-2": "`next`, 1e-2",
+}  # fmt: skip
+
+
+def rates() -> Iterator[str]:
+    """The published credit and the published form at several rates; some of them on one reward alone."""
+    yield from head("4 steps", "style, 1 step", "4 steps", "JPEG, 1 step", "4 steps", "colour, 1 step", "4 steps")
+    found = {reward: read(f"rates-{reward}") for reward in MEASURES}
+    base = [
+        number(fmean(run.points[0].means[steps, measure] for run in next(iter(found[reward].values()))), DIGITS[reward])
+        for reward, measure in MEASURES.items()
+        for steps in (1, 4)
+    ]
+    yield line("base model", *base)
+    for arm, name in RATES.items():
+        cells = [
+            spread(held(found[reward][arm], reward, steps, 256), DIGITS[reward]) if arm in found[reward] else ""
+            for reward in MEASURES
+            for steps in (1, 4)
+        ]
+        yield line(name, *cells)
+
+
 SIXTEEN = {
     "final-2e-3": "sdpo, one query a picture, 2e-3", "branched-1e-2": "sdpo, branched, 1e-2", "ddpo-6e-3": "ddpo, 6e-3",
     "prdp-6e-3": "prdp, 6e-3", "d3po-2e-3": "d3po, antithetic, 2e-3", "grpo-6e-3": "grpo, 6e-3",
@@ -252,6 +282,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "small": small,
     "rewards alone": rewards_alone,
     "credit": credit,
+    "rates": rates,
     "branched": parts,
     "16 steps": sixteen,
     "50 steps": fifty,
@@ -262,11 +293,17 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
 
 def main() -> None:
     """All of them, or those named; of a study that is not over those that there are runs for."""
+    unknown = [name for name in sys.argv[1:] if name not in TABLES]
+    if unknown or not FOLDER.is_dir():
+        fault = f"no table {unknown[0]}; there are: {'; '.join(TABLES)}" if unknown else f"no folder {FOLDER}"
+        raise SystemExit(fault)
     for name in sys.argv[1:] or TABLES:
         try:
             print(f"{name}\n", *TABLES[name](), "", sep="\n")
         except FileNotFoundError as error:
             print(f"{name}: {error.filename} is not there\n")
+        except KeyError as error:
+            print(f"{name}: there are no runs of {error}\n")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def print_result(result: "BenchResult", earlier: "BenchResult | None") -> None:
         used = f"{stage.utilisation:.1%}" if stage.utilisation is not None else ""
         before = [f"{earlier.stages[name].mean:.3f}"] if earlier else []
         table.add_row(name, spread(stage.seconds), f"{stage.mean / total:.0%}", f"{stage.peak_gb:.1f}", used, *before)
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, emoji=False).print(table)
     for line in summary(result, earlier):
         print(line)
 

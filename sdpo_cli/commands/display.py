@@ -62,7 +62,7 @@ def show_live(events: Iterable[Event], console: Console) -> None:
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         for event in events:
             if line := spoken(event):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
             progress = advance(progress, event)
             live.update(frame(progress, ascii_only=console.options.ascii_only), refresh=True)
 
@@ -81,7 +81,7 @@ def show_plain(events: Iterable[Event], console: Console) -> None:
         else:
             line = spoken(event)
         if line:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def spoken(event: Event) -> str:

@@ -121,4 +121,4 @@ def print_report(report: "ScoreReport", *, as_json: bool) -> None:
         options = ", ".join(f"{key} {value}" for key, value in row.options.items())
         numbers = ("-" if value is None else f"{value:.4f}" for value in (row.mean, row.sd, row.min, row.max))
         table.add_row(row.reward, options, str(row.count), *numbers)
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, emoji=False).print(table)

@@ -29,7 +29,7 @@ def print_report(report: "EvaluationReport") -> None:
     for one in report.diversity:
         after = [f"{one.tuned:.3f}", f"{one.tuned - one.base:+.3f}", ""] if one.tuned is not None else []
         table.add_row("diversity", str(one.steps), f"{one.base:.3f}", *after)
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, emoji=False).print(table)
     unit = "95 % intervals over prompts; improved: share of pictures that score higher"
     print(paragraph(unit if tuned else "95 % intervals over prompts"))
     if report.diversity:
@@ -59,7 +59,7 @@ def print_cells(found: "Sequence[Cell]") -> None:
         styles = ["bold" if arm in leaders[cell.steps] else "" for cell in mine]
         table.add_row(arm, *(Text(written(cell, bold=False), style) for cell, style in zip(mine, styles, strict=True)))
     print(paragraph(heading(found[0])))
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, emoji=False).print(table)
     print(
         paragraph("mean ± standard deviation over seeds; bold: the highest, and all not told from it (Welch's t, 5 %)")
     )

@@ -52,6 +52,14 @@ def screen(written: str) -> str:
     return written.rsplit("\x1b[2K", 1)[-1]
 
 
+@pytest.mark.parametrize("console", [log_file, terminal])
+def test_names_between_colons_stay_as_they_are(console):
+    shown = console()
+    display.show(of(FileWritten(Path("a:fire:b"), "report"), Note("reward my_module:boom: ValueError")), shown)
+    assert "report: a:fire:b\n" in text(shown)
+    assert "reward my_module:boom: ValueError\n" in text(shown)
+
+
 class TestLogFile:
     def test_one_line_an_epoch_and_one_for_whatever_has_something_to_say(self):
         console = log_file()

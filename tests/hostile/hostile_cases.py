@@ -66,7 +66,6 @@ def cases(name: str, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[
             assert tree(place.parent, place) == beside
 
         test.__name__, test.__doc__ = check.__name__, check.__doc__
-        test.hostile_name = name  # type: ignore[attr-defined]
         return test
 
     return decorate
