@@ -53,6 +53,7 @@ def test_the_page_has_the_table_that_the_results_make(name):
     [
         *((reward, {*ARMS.METHODS, "sdpo-gain"}) for reward in ARMS.REWARDS),
         *((f"parts-{reward}", ARMS.PARTS) for reward in ARMS.REWARDS),
+        *((f"rates-{reward}", ARMS.RATES[reward]) for reward in ARMS.REWARDS),
         ("changes", ARMS.CHANGES),
         ("credit-style", ARMS.CREDIT),
         ("steps-16", ARMS.SIXTEEN),
