@@ -149,7 +149,7 @@ def small() -> Iterator[str]:
     """The small study on a CPU."""
     yield from head("within 256 pictures, CPU", *BY_STEPS)
     yield base_row(read("small"), "style")
-    names = {"sdpo": "sdpo, 3 steps", "d3po": "d3po", "prdp": "prdp", "ddpo": "ddpo", "grpo": "grpo"}
+    names = {name: name for name in ONE_QUERY}
     yield from styled(names, "small", 256, queries=False)
 
 
