@@ -26,12 +26,12 @@ def fitting(call: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
     Raises:
         TrainingError: not even one fits.
     """
-    first = batch
+    first, tried = batch, set[int]()
     while True:
         try:
             return call(batch), batch
         except torch.OutOfMemoryError as error:
-            recorded = any_recordings()
+            recorded = any_recordings() and batch not in tried  # made anew they may be in the way again
             if batch == 1 and not recorded:
                 raise TrainingError(
                     f"one {what} does not fit into the device's memory",
@@ -39,8 +39,9 @@ def fitting(call: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
                 ) from error
         # outside the handler: the exception no longer holds the memory of what failed
         if recorded and (what == "pair" or batch == 1):
+            tried.add(batch)
             give_up_recordings()
-            batch = first if batch == 1 else batch
+            batch = batch if what == "pair" else first
         else:
             batch //= 2
         release()

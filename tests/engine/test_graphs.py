@@ -30,6 +30,7 @@ from sdpo_cli.engine.scoring import LoadedReward
 from sdpo_cli.engine.shares import Seat
 from sdpo_cli.engine.trainer import Run, unrecorded
 from sdpo_cli.engine.update import replay
+from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 
 
@@ -475,6 +476,19 @@ class TestMemory:
         monkeypatch.setattr("sdpo_cli.engine.memory.give_up_recordings", lambda: False)
         fitting(call, 1, "picture")
         assert tried == [1, 1]
+
+    @pytest.mark.parametrize(("what", "sizes"), [("pair", [2, 2, 1, 1]), ("picture", [2, 1, 2, 1])])
+    def test_once_a_size_where_they_are_made_anew_each_time(self, monkeypatch, what, sizes):
+        monkeypatch.setattr("sdpo_cli.engine.memory.any_recordings", lambda: True)
+        tried = []
+
+        def call(batch):
+            tried.append(batch)
+            raise torch.OutOfMemoryError("more than the card has")
+
+        with pytest.raises(TrainingError, match=f"one {what} does not fit into the device's memory"):
+            fitting(call, 2, what)
+        assert tried == sizes
 
     @pytest.mark.parametrize("held", [True, False])
     def test_for_work_that_cannot_be_halved(self, model, held):
