@@ -246,7 +246,7 @@ class LearningPlan:
     def __post_init__(self) -> None:
         """ValueError where branched rollouts would not be one up to the branch, or actions earn nothing."""
         if self.branched and not (self.shared_noise and self.credit != "current"):
-            raise ValueError("branched rollouts need shared_noise and credit next or gain")
+            raise ValueError("branched rollouts need shared_noise and a credit other than current")
         if self.credit == "gain" and (self.dense == "final" or not self.shared_noise):
             raise ValueError("credit gain needs shared_noise and the rewards of more steps than the last")
 

@@ -22,10 +22,9 @@ from sdpo_cli.engine.scoring import LoadedReward, columns, weighted_sum
 from sdpo_cli.errors import PluginError, TrainingError
 from sdpo_cli.maths import (
     StepStatistics,
-    align_credit,
     clip_advantages,
     cosine_similarities,
-    discounted_returns,
+    credited_returns,
     group_advantages,
     interpolate_along_arc,
     key_steps,
@@ -244,7 +243,7 @@ def dense_rewards(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan) ->
 def assign_credit(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan, statistics: StepStatistics) -> Credited:
     """Dense rewards, discounted returns and clipped stepwise advantages."""
     dense = dense_rewards(rollouts, scored, plan)
-    returns = discounted_returns(align_credit(dense, plan.credit), plan.gamma)
+    returns = credited_returns(dense, plan.credit, plan.gamma)
     if plan.advantage == "group":
         return Credited(dense, clip_advantages(group_advantages(returns), plan.advantage_clip), statistics)
     prompts = [prompt.text for prompt in rollouts.draw.prompts] * plan.rollouts

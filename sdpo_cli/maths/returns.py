@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Credit = Literal["current", "next", "gain"]
+Credit = Literal["current", "next", "gain", "trajectory"]
 
 
 def align_credit(reward: Float[Tensor, "*batch S"], credit: Credit) -> Float[Tensor, "*batch S"]:
@@ -19,6 +19,7 @@ def align_credit(reward: Float[Tensor, "*batch S"], credit: Credit) -> Float[Ten
     `gain`: r(i) = R(i + 1) - R(i), by how much action i changes it; with γ 1 the return is R(S - 1) - R(i). What
     earlier actions did is not in it. r(0) = R(1): R(0) is never asked for, since rollouts that share their first state
     have it in common; it stays in the deviation by which step 0's advantages are divided.
+    `trajectory`: as `next`; the returns differ, see `credited_returns`.
     Source: the published code is `current`, though action i cannot change R(i); reward gains as dense rewards are
     DenseGRPO's, arXiv 2601.20218, there of estimates found by solving the ODE on, in groups and without γ.
     """
@@ -36,6 +37,12 @@ def discounted_returns(reward: Float[Tensor, "*batch S"], gamma: float) -> Float
     for i in reversed(range(reward.shape[-1] - 1)):
         returns[..., i] += gamma * returns[..., i + 1]
     return returns
+
+
+def credited_returns(reward: Float[Tensor, "*batch S"], credit: Credit, gamma: float) -> Float[Tensor, "*batch S"]:
+    """The discounted returns of the actions; with `trajectory` all have the first one's, as without stepwise credit."""
+    returns = discounted_returns(align_credit(reward, credit), gamma)
+    return returns[..., :1].expand_as(returns) if credit == "trajectory" else returns
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,17 @@ def test_a_gain_leaves_out_what_earlier_actions_did(checkpoint):
     torch.testing.assert_close(credited.advantage.flatten(0, 1)[:, :3], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_trajectory_s_actions_all_have_the_first_one_s_advantage(checkpoint):
+    by_step, by_trajectory = (
+        LearningPlan(credit=credit, gamma=0.5, dense="exact", advantage_clip=100.0) for credit in ("next", "trajectory")
+    )
+    model, rollouts = rolled(checkpoint, by_step)
+    scored = score_rollouts(model, REWARD, rollouts, by_step, 10)
+    first = assign_credit(rollouts, scored, by_step, StepStatistics()).advantage[..., :1]
+    alike = assign_credit(rollouts, scored, by_trajectory, StepStatistics()).advantage
+    torch.testing.assert_close(alike, first.expand_as(alike), rtol=0, atol=0)
+
+
 def test_a_reward_that_is_not_finite_stops_with_its_name(checkpoint):
     plan = LearningPlan()
     model, rollouts = rolled(checkpoint, plan)

@@ -89,7 +89,7 @@ def test_branches_follow_the_seed_and_the_pair_s_number(model):
 
 @pytest.mark.parametrize("wrong", [{"shared_noise": False}, {"credit": "current"}])
 def test_branched_rollouts_are_one_up_to_the_branch_and_its_action_earns_something(wrong):
-    with pytest.raises(ValueError, match=r"^branched rollouts need shared_noise and credit next or gain$"):
+    with pytest.raises(ValueError, match=r"^branched rollouts need shared_noise and a credit other than current$"):
         LearningPlan(branched=True, **wrong)
 
 

@@ -307,6 +307,11 @@ class TestReturns:
         returns = maths.discounted_returns(maths.align_credit(both, "gain"), gamma)
         torch.testing.assert_close(returns[0, 1:], returns[1, 1:], rtol=0, atol=1e-3)
 
+    def test_a_trajectory_credits_its_actions_alike(self):
+        reward = tensor([[9.0, 1.0, 2.0, 4.0]])
+        assert maths.credited_returns(reward, "trajectory", 0.5).tolist() == [[3, 3, 3, 3]]
+        assert maths.credited_returns(reward, "next", 0.5).tolist() == [[3, 4, 4, 0]]
+
     @pytest.mark.parametrize(("gamma", "expected"), [(0.0, [1, 2, 4]), (0.5, [3, 4, 4]), (1.0, [7, 6, 4])])
     def test_returns_by_hand(self, gamma, expected):
         reward = tensor([[1.0, 2.0, 4.0]])

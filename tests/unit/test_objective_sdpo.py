@@ -116,7 +116,7 @@ def test_branched_pairs_earn_the_next_estimate_s_reward():
     assert objective(credit="current").plan.credit == "current"
     _, faults = validate(SPEC.options, {"branched": True, "credit": "current"}, "r.yaml: objective.sdpo")
     assert faults == [
-        "r.yaml: objective.sdpo: with branched pairs credit should be next or gain: "
+        "r.yaml: objective.sdpo: with branched pairs credit should not be current: "
         "before the branch the rewards are the same"
     ]
 

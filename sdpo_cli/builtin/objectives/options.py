@@ -62,10 +62,10 @@ class SdpoOptions(PairOptions):
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of later rewards")
     decay: float = Field(default=0.99, gt=0, le=1, alias="lambda", description="λ: weight of step i is λ^i / eta_scale")
     clip: float = Field(default=1e-4, ge=0, description="limit of log-ratios, nats per latent element; 0 is no limit")
-    credit: Literal["next", "gain", "current"] = Field(
+    credit: Literal["next", "gain", "trajectory", "current"] = Field(
         default="next",
         description="action i earns the reward of the clean estimate after it, its gain over the one before it, or the "
-        "reward of the one before it (published code)",
+        "reward of the one before it (published code); or all actions alike those of every estimate (trajectory)",
     )
     eta_scale: float = Field(default=1.0, gt=0, description="divides every step's weight")
     updates: Literal["shuffled", "accumulated"] = Field(
@@ -79,7 +79,7 @@ class SdpoOptions(PairOptions):
         """ValueError where the branch would earn the reward of an estimate that both rollouts have in common."""
         if self.branched and self.credit == "current":
             raise ValueError(
-                "with branched pairs credit should be next or gain: before the branch the rewards are the same"
+                "with branched pairs credit should not be current: before the branch the rewards are the same"
             )
         return self
 
