@@ -235,7 +235,8 @@ def draw_and_decode(
 ) -> tuple[list[Rollouts], list[Asked]]:
     """The rollouts part by part, and their pictures at the scorer."""
     plan, parts, asked = setup.objective.plan, [], []
-    rolling = roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, micro_batch)
+    seed, offload = setup.recipe.seed, setup.recipe.rollout.offload
+    rolling = roll_out_parts(setup.model, setup.kernel, draw, plan, seed, micro_batch, offload=offload)
     while True:
         with watch.stage("rollout"):
             part = next(rolling, None)
@@ -250,19 +251,19 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
     """Operations of an epoch by stage, from those of one picture and of one pair's update."""
     model, rollouts, work = setup.model, staged.lesson.rollouts, staged.work
     pair, action = staged.updates[0].pairs[:1], staged.updates[0].step[:1]
-    row = pair.to(model.device)
-    step = row * 0 + action_steps(setup.kernel, setup.objective.plan)[-1]
-    x_t, conditioning = rollouts.x_t[0, row, step], take(rollouts.draw.conditioning, row)
+    last = pair * 0 + action_steps(setup.kernel, setup.objective.plan)[-1]
+    x_t = rollouts.pick(rollouts.x_t, pair, last)[0]
+    at, conditioning = rollouts.kernel.at(last), take(rollouts.draw.conditioning, pair.to(model.device))
 
     @torch.no_grad()
     def predict() -> None:
-        model.denoise(x_t, rollouts.kernel.at(step), conditioning)
+        model.denoise(x_t, at, conditioning)
 
     def learn() -> None:
         lesson_loss(model, staged.lesson, pair, action)[0].loss.backward()
 
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
-    pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)]
+    pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)].to(model.device)
     return {
         "rollout": operations(predict) * work.network_pictures,
         "decode": operations(lambda: decode(pictures)) * work.decoded_pictures // len(pictures),

@@ -180,7 +180,8 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
     for start in range(0, len(places), batch):
         rows = slice(start, start + batch)
         prompts = [rollouts.draw.prompts[index] for index in places[rows, 1].tolist()]
-        images, fits = fitting(partial(decode, rewarded_decoder(model), pictured[rows]), fits, "picture")
+        shown = pictured[rows].to(model.device, non_blocking=True)
+        images, fits = fitting(partial(decode, rewarded_decoder(model), shown), fits, "picture")
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         request = PlacedRequest(images, texts, metadata, places[rows].tolist(), rollouts.draw.first)
         answers.append(scorer.submit(request))

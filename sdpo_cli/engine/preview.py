@@ -38,7 +38,7 @@ def preview_gap(model: BaseModel, scorer: Scorer, rollouts: Rollouts) -> dict[st
     """
     if not (isinstance(model, Previewer) and model.previews):
         return {}
-    x0, prompts = rollouts.x0[0, :COMPARED, -1], rollouts.draw.prompts[:COMPARED]
+    x0, prompts = rollouts.x0[0, :COMPARED, -1].to(model.device), rollouts.draw.prompts[:COMPARED]
     shown = [fitting(partial(decode, way, x0), len(x0), "picture")[0] for way in (model.decode_preview, model.decode)]
     preview, whole = (scores(scorer, images, prompts) for images in shown)
     levels = 255 * float((shown[0] - shown[1]).abs().mean())

@@ -8,6 +8,7 @@ Differences = Mapping[str, tuple[Any, Any]]
 
 HANDLING = {
     "model.compile",
+    "rollout.offload",
     "train.epochs",
     "train.device",
     "train.micro_batch",

@@ -16,24 +16,35 @@ LOGGED_PAIRS = 4
 """Prompts whose rollouts tell the epoch's divergence from the base model where the loss does not need all of them."""
 
 
-@torch.no_grad()
-def with_reference(model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int) -> Rollouts:
-    """The rollouts with the base model's clean estimates at the given (action, pair), which are on the CPU.
+Reference = Callable[[BaseModel, Rollouts, Tensor, int], Tensor]
+"""What `base_estimates` does."""
 
-    One network evaluation a state, those of `batch` places at a time. Elsewhere the estimates are 0.
+
+@torch.no_grad()
+def base_estimates(
+    model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int
+) -> Float[Tensor, "R N C H W"]:
+    """The base model's clean estimates at the given (action, pair), which are on the CPU.
+
+    One network evaluation a state, those of `batch` places at a time.
     """
-    reference, device = torch.zeros_like(rollouts.x0), rollouts.x0.device
+    estimates = []
     with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
         for some in places.split(batch):
-            shared = some[:, 0] < rollouts.common[some[:, 1]]
-            step, pair = some.to(device, non_blocking=True).unbind(-1)
-            known, x_t = take(rollouts.draw.conditioning, pair), rollouts.x_t[:, pair, step]
-            reference[:, pair, step] = denoise_rollouts(model, x_t, rollouts.kernel.at(step), known, shared)
+            step, pair = some.unbind(-1)
+            x_t, shared = rollouts.pick(rollouts.x_t, pair, step), step < rollouts.common[pair]
+            here, row = (one.to(model.device, non_blocking=True) for one in (step, pair))
+            known = take(rollouts.draw.conditioning, row)
+            estimates.append(denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared))
+    return torch.cat(estimates, dim=1)
+
+
+def with_reference(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Float[Tensor, "R N C H W"]) -> Rollouts:
+    """The rollouts with the base model's estimates at the given (action, pair); elsewhere they are 0."""
+    reference = torch.zeros_like(rollouts.x0)
+    step, pair = places.to(reference.device, non_blocking=True).unbind(-1)
+    reference[:, pair, step] = estimates.to(reference.device)
     return replace(rollouts, reference_x0=reference)
-
-
-Reference = Callable[[BaseModel, Rollouts, Tensor, int], Rollouts]
-"""What `with_reference` does."""
 
 
 def places_of(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
@@ -41,23 +52,19 @@ def places_of(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
     return torch.cartesian_prod(torch.tensor(actions), torch.arange(pairs))
 
 
-def kl_from_base(rollouts: Rollouts, actions: Sequence[int], prompts: int) -> float:
-    """KL divergence of the sampling policy from the base model, nats per element, mean over the first prompts' actions.
+def kl_from_base(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Float[Tensor, "R N C H W"]) -> float:
+    """KL divergence of the sampling policy from the base model, nats per element, mean over the (action, pair).
 
-    Exact: both are Gaussians of one std. Needs `with_reference`.
+    Exact: both are Gaussians of one std.
     """
-    divergences: list[Float[Tensor, "R B"]] = []
-    for step in actions:
-        x_t, x0, reference = (
-            states[:, :prompts, step] for states in (rollouts.x_t, rollouts.x0, rollouts.reference_x0)
-        )
-        at = rollouts.kernel.at(torch.full(x0.shape[:2], step, device=x0.device))
-        divergences.append(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, reference, at), at.std))
-    return float(torch.stack(divergences).mean())
+    step, pair = places.unbind(-1)
+    x_t, x0 = (rollouts.pick(states, pair, step) for states in (rollouts.x_t, rollouts.x0))
+    at = rollouts.kernel.at(step.to(x0.device, non_blocking=True).expand(len(x0), -1))
+    return float(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, estimates, at), at.std).mean())
 
 
 def compared_with_base(
-    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int, reference: Reference = with_reference
+    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int, reference: Reference = base_estimates
 ) -> tuple[Rollouts, dict[str, float]]:
     """The rollouts with what the loss needs of the base model, and how far the policy is from it.
 
@@ -65,12 +72,17 @@ def compared_with_base(
 
     Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
     """
-    needed = setup.objective.plan.reference or setup.recipe.train.kl > 0
+    plan, pairs = setup.objective.plan, len(rollouts.draw)
+    needed = plan.reference or setup.recipe.train.kl > 0
     if not needed and setup.recipe.model.train == "full":
         return rollouts, {}
-    logged = min(LOGGED_PAIRS, len(rollouts.draw))
-    places = places_of(actions, len(rollouts.draw) if needed and not setup.objective.plan.branched else logged)
-    if needed and setup.objective.plan.branched:
-        places = torch.cat([places, torch.stack([rollouts.common - 1, torch.arange(len(rollouts.draw))], dim=1)])
-    compared = reference(setup.model, rollouts, places, batch)
-    return compared if needed else rollouts, {"kl_base": kl_from_base(compared, actions, logged)}
+    places = places_of(actions, min(LOGGED_PAIRS, pairs))
+    logged = len(places)
+    if needed and plan.branched:
+        places = torch.cat([places, torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)])
+    elif needed:
+        others = places_of(actions, pairs)
+        places = torch.cat([places, others[others[:, 1] >= LOGGED_PAIRS]])
+    estimates = reference(setup.model, rollouts, places, batch)
+    divergence = {"kl_base": kl_from_base(rollouts, places[:logged], estimates[:, :logged])}
+    return with_reference(rollouts, places, estimates) if needed else rollouts, divergence

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdpo_cli.api import Prompt
@@ -33,11 +33,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """R rollouts of each of B prompts.
+    """R rollouts of each of B prompts. The tensors lie where the network computes, or all on the CPU.
 
     Attributes:
         draw: what was drawn.
-        kernel: the Gaussians of the S steps.
+        kernel: the Gaussians of the S steps, where the network computes.
         x_t: noisy states, step i's in place i, the final state last.
         x0: clean estimate of every step.
         log_prob: of every sampled step; 0 where the step has no density.
@@ -53,6 +53,11 @@ class Rollouts:
     log_prob: Float[Tensor, "R B S"]
     common: Int[Tensor, " B"]
     reference_x0: Float[Tensor, "R B S C H W"] | None = None
+
+    def pick(self, table: Shaped[Tensor, "R B S *rest"], pairs: Int[Tensor, "*N"], step: Int[Tensor, "*N"]) -> Tensor:
+        """[R *N *rest]: of a table like these the given steps of the given pairs, where the network computes."""
+        place = [one.to(table.device, non_blocking=True) for one in (pairs, step)]
+        return table[:, place[0], place[1]].to(self.kernel.std.device, non_blocking=True)
 
 
 def first_rewarded_step(plan: LearningPlan) -> int:
@@ -133,16 +138,20 @@ def roll_out(model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, s
 
 
 def roll_out_parts(
-    model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int
+    model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int, *, offload: bool = False
 ) -> Iterator[Rollouts]:
-    """`roll_out`, part by part: each has the next `batch` prompts of `draw`."""
+    """`roll_out`, part by part: each has the next `batch` prompts of `draw`.
+
+    With `offload` what is sampled goes to the CPU step by step.
+    """
     every = common_steps(kernel, plan, range(draw.first, draw.first + len(draw)), seed)
     for start in range(0, len(draw), batch):
         end = min(start + batch, len(draw))
         rows, numbers = torch.arange(start, end, device=model.device), range(draw.first + start, draw.first + end)
         part = Draw(draw.prompts[start : start + batch], numbers[0], take(draw.conditioning, rows))
         common = every[start:end]
-        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed, common)
+        store = torch.device("cpu") if offload else model.device
+        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed, common, store)
         yield Rollouts(part, kernel, *trajectories, common)
 
 
@@ -179,12 +188,13 @@ def sample_trajectories(
     numbers: Sequence[int],
     seed: int,
     common: Int[Tensor, " B"],
+    store: torch.device,
 ) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:
-    """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers."""
+    """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers, kept in `store`."""
     x = kernel.initial_scale * initial_noise(model, plan, numbers, seed)
     drawn = range(0, plan.rollouts, 2 if plan.antithetic else 1)
     sources = [generator(seed, "action", number, r) for r in drawn for number in numbers]
-    states, estimates, log_probs = [x], [], []
+    states, estimates, log_probs = [x.to(store)], [], []
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(numbers),), step, device=model.device))
         x0 = denoise_rollouts(model, x, at, conditioning, step < common)
@@ -197,9 +207,9 @@ def sample_trajectories(
             here = (common == step + 1).to(model.device, non_blocking=True)[:, None, None, None]
             noise = torch.where(here, noise, noise[:1])
         x = mean + wide.std[..., None, None, None] * noise
-        log_probs.append(torch.where(wide.std > 0, gaussian_log_prob(x, mean, wide.std), 0.0))
-        states.append(x)
-        estimates.append(x0)
+        log_probs.append(torch.where(wide.std > 0, gaussian_log_prob(x, mean, wide.std), 0.0).to(store))
+        states.append(x.to(store))
+        estimates.append(x0.to(store))
     return torch.stack(states, 2), torch.stack(estimates, 2), torch.stack(log_probs, 2)
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning
 from sdpo_cli.engine.credit import Answered, Asked, KeyRewards, answered, ask_rewards, joined_rewards
 from sdpo_cli.engine.memory import fitting, with_room
-from sdpo_cli.engine.reference import Reference, with_reference
+from sdpo_cli.engine.reference import Reference, base_estimates
 from sdpo_cli.engine.rollout import (
     Draw,
     Rollouts,
@@ -163,7 +163,8 @@ def roll_out_and_ask(
     plan, parts, asked = setup.objective.plan, [], []
     wanted = setup.decoded_at_once(batch)
     pictures = min(wanted, most or wanted)
-    for part in roll_out_parts(setup.model, setup.kernel, draw, plan, setup.recipe.seed, batch):
+    rollout, seed = setup.recipe.rollout, setup.recipe.seed
+    for part in roll_out_parts(setup.model, setup.kernel, draw, plan, seed, batch, offload=rollout.offload):
         parts.append(part)
         asked.append(ask_rewards(setup.model, scorer, part, plan, pictures))
         pictures = asked[-1].batch
@@ -184,30 +185,31 @@ def score_share(seat: Seat) -> list[Answered]:
 
 def reference_of(seat: Seat) -> Reference:
     """At rank 0: what asks the base model about the states of the rollouts."""
-    return with_reference if seat.team.size == 1 else partial(joint_reference, seat)
+    return base_estimates if seat.team.size == 1 else partial(joint_estimates, seat)
 
 
-def joint_reference(
+def joint_estimates(
     seat: Seat, model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int
-) -> Rollouts:
-    """`with_reference`, each process asked about its own rollouts."""
-    reference = torch.zeros_like(rollouts.x0)
-    for (step, pair), estimates in seat.team.perform(compare_share, seat, places):
-        reference[:, pair, step] = estimates
-    return replace(rollouts, reference_x0=reference)
+) -> Float[Tensor, "R N C H W"]:
+    """`base_estimates`, each process asked about its own rollouts."""
+    shape = (len(rollouts.x0), len(places), *rollouts.x0.shape[3:])
+    estimates = torch.empty(shape, device=model.device)
+    for own, part in seat.team.perform(compare_share, seat, places):
+        if part is not None:
+            estimates[:, own] = part
+    return estimates
 
 
 def compare_share(
     seat: Seat, places: Int[Tensor, "N 2"]
-) -> tuple[Int[Tensor, "2 M"], Float[Tensor, "R M C H W"] | float]:
+) -> tuple[Bool[Tensor, " N"], Float[Tensor, "R M C H W"] | None]:
     """Which of the places are in this process's rollouts, and the base model's estimates there."""
     span = seat.team.span(len(seat.draw))
-    own = places[(places[:, 1] >= span.start) & (places[:, 1] < span.stop)]
-    if not len(own):
-        return own.T, 0.0
-    step, pair = (own - torch.tensor([0, span.start])).T
-    known = with_reference(seat.setup.model, seat.own, torch.stack([step, pair], 1), seat.micro_batch)
-    return own.T, known.reference_x0[:, pair, step]
+    own = (places[:, 1] >= span.start) & (places[:, 1] < span.stop)
+    if not own.any():
+        return own, None
+    here = places[own] - torch.tensor([0, span.start])
+    return own, base_estimates(seat.setup.model, seat.own, here, seat.micro_batch)
 
 
 def gradients_of(seat: Seat, lesson: Lesson) -> Gradients:

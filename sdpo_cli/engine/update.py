@@ -83,17 +83,16 @@ def in_own_order(actions: Int[Tensor, "B A"], draw: Draw, seed: int) -> Int[Tens
 
 def replay(model: BaseModel, rollouts: Rollouts, pairs: Int[Tensor, " N"], step: Int[Tensor, " N"]) -> Replay:
     """The sampled actions once more, one of each of N pairs (a pair may come several times); both from the CPU."""
-    shared = step < rollouts.common[pairs]
-    pairs, step = (one.to(rollouts.x_t.device, non_blocking=True) for one in (pairs, step))
-    x_t, x_next = rollouts.x_t[:, pairs, step], rollouts.x_t[:, pairs, step + 1]
-    at = rollouts.kernel.at(step)
-    x0 = denoise_rollouts(model, x_t, at, take(rollouts.draw.conditioning, pairs), shared)
-    wide = rollouts.kernel.at(step.expand(len(x_t), -1))
+    shared, device = step < rollouts.common[pairs], model.device
+    x_t, x_next = rollouts.pick(rollouts.x_t, pairs, step), rollouts.pick(rollouts.x_t, pairs, step + 1)
+    row, here = (one.to(device, non_blocking=True) for one in (pairs, step))
+    x0 = denoise_rollouts(model, x_t, rollouts.kernel.at(here), take(rollouts.draw.conditioning, row), shared)
+    wide = rollouts.kernel.at(here.expand(len(x_t), -1))
     mean = step_mean(x_t, x0, wide)
     log_prob = gaussian_log_prob(x_next, mean, wide.std)
     if rollouts.reference_x0 is None:
         return Replay(log_prob, None, None)
-    reference = step_mean(x_t, rollouts.reference_x0[:, pairs, step], wide)
+    reference = step_mean(x_t, rollouts.pick(rollouts.reference_x0, pairs, step), wide)
     return Replay(log_prob, gaussian_log_prob(x_next, reference, wide.std), gaussian_kl(mean, reference, wide.std))
 
 
@@ -108,8 +107,9 @@ def check_ratio_is_one(
     rows = torch.arange(min(pairs, len(rollouts.draw)))
     differences = []
     for step in actions:
-        replayed = replay(model, rollouts, rows, torch.full_like(rows, step)).log_prob
-        differences.append(float((replayed - rollouts.log_prob[:, rows, step]).abs().nan_to_num(torch.inf).max()))
+        here = torch.full_like(rows, step)
+        drift = replay(model, rollouts, rows, here).log_prob - rollouts.pick(rollouts.log_prob, rows, here)
+        differences.append(float(drift.abs().nan_to_num(torch.inf).max()))
     worst = max(differences)
     if worst > tolerance:
         raise TrainingError(
@@ -255,17 +255,16 @@ def lesson_loss(
     and the largest |ρ|.
     """
     rollouts, shape = lesson.rollouts, (len(lesson.advantage), *step.shape)
-    each = pairs.repeat_interleave(step[0].numel())
-    replayed = replay(model, rollouts, each, step.flatten())
-    each, step = (one.to(rollouts.x_t.device, non_blocking=True) for one in (each, step))
-    old, reference = rollouts.log_prob[:, each, step.flatten()], replayed.log_prob_reference
+    place = pairs.repeat_interleave(step[0].numel()), step.flatten()
+    replayed = replay(model, rollouts, *place)
+    old, reference = rollouts.pick(rollouts.log_prob, *place), replayed.log_prob_reference
     drift = (replayed.log_prob - old).detach().abs().max()
     result = lesson.objective.loss(
         LossBatch(
             log_prob_new=replayed.log_prob.view(shape),
             log_prob_old=old.view(shape),
-            advantage=lesson.advantage[:, each, step.flatten()].view(shape),
-            step=step,
+            advantage=rollouts.pick(lesson.advantage, *place).view(shape),
+            step=step.to(model.device, non_blocking=True),
             log_prob_reference=None if reference is None else reference.view(shape),
         )
     )

@@ -129,6 +129,10 @@ class RolloutSection(Section):
     steps: int = Field(default=4, ge=1, le=1000, description="Denoising steps of a rollout.")
     transition: Transition = Field(default="ddim", description="How a step goes from the clean estimate to less noise.")
     eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim, cps or sde step.")
+    offload: bool = Field(
+        default=False,
+        description="Keep an epoch's states and clean estimates in the CPU's memory, for long rollouts of large latents.",
+    )
 
 
 class TrainSection(Section):

@@ -15,7 +15,7 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.objectives.options import RebelOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
-from sdpo_cli.engine.reference import compared_with_base, kl_from_base, places_of, with_reference
+from sdpo_cli.engine.reference import base_estimates, compared_with_base, kl_from_base, places_of, with_reference
 from sdpo_cli.engine.rollout import roll_out
 from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, attempt_update, plan_updates, replay, update_policy
 from sdpo_cli.errors import TrainingError
@@ -282,9 +282,19 @@ def test_whole_trajectories_reach_the_objective_together(model, rollouts, advant
         torch.testing.assert_close(batch.log_prob_new, batch.log_prob_old, rtol=0, atol=1e-4)
 
 
+def compared_with(model, rollouts, batch):
+    places = places_of(ACTIONS, 5)
+    return with_reference(rollouts, places, base_estimates(model, rollouts, places, batch))
+
+
+def divergence_of(model, rollouts, pairs):
+    places = places_of(ACTIONS, pairs)
+    return kl_from_base(rollouts, places, base_estimates(model, rollouts, places, 5))
+
+
 def test_the_reference_is_the_model_without_its_adapter(model, rollouts):
     pairs, step = torch.arange(5), torch.tensor([0, 1, 2, 1, 0])
-    compared = with_reference(model, rollouts, places_of(ACTIONS, 5), batch=2)
+    compared = compared_with(model, rollouts, batch=2)
     replayed = replay(model, compared, pairs, step)
     with model.without_adapter():
         bare = replay(model, rollouts, pairs, step)
@@ -317,7 +327,7 @@ def test_the_divergence_is_nothing_without_an_adapter_and_grows_with_it(checkpoi
 
     def divergence():
         rollouts = roll_out(model, kernel, tiny.draw(model), LearningPlan(), 0, 5)
-        return kl_from_base(with_reference(model, rollouts, places_of(ACTIONS, 3), batch=5), ACTIONS, 3)
+        return divergence_of(model, rollouts, 3)
 
     assert divergence() == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
@@ -331,11 +341,11 @@ def test_the_divergence_is_nothing_without_an_adapter_and_grows_with_it(checkpoi
 
 
 def test_descending_the_divergence_leads_back_to_the_base_model(model, rollouts, advantage):
-    compared = with_reference(model, rollouts, places_of(ACTIONS, 5), batch=5)
-    before = kl_from_base(compared, ACTIONS, 5)
+    compared = compared_with(model, rollouts, batch=5)
+    before = divergence_of(model, rollouts, 5)
     update = Update(torch.arange(5).repeat(3), torch.tensor(ACTIONS).repeat_interleave(5))
     pull = lesson(compared, torch.zeros_like(advantage), max_grad_norm=0.01, kl=1e3)
     for _ in range(5):
         attempt_update(model, optimizer(model), pull, update, 15)
     again = roll_out(model, rollouts.kernel, tiny.draw(model), LearningPlan(), 0, 5)
-    assert kl_from_base(with_reference(model, again, places_of(ACTIONS, 5), batch=5), ACTIONS, 5) < before
+    assert divergence_of(model, again, 5) < before

@@ -44,6 +44,21 @@ def test_the_first_states_are_those_of_the_cpu():
     assert float((cuda.x0.cpu() - cpu.x0).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize(
+    "more", [[], ["train.kl=0.1"], ["objective.sdpo.branched=true"]], ids=["plain", "kl", "branched"]
+)
+def test_rollouts_kept_on_the_cpu_teach_the_same(more, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["train.epochs=2", "train.samples_every=0", "eval.steps=[1]", "rollout.steps=8", *more]
+    arguments = ["train", "quickstart", "--quiet", *(f"--set={one}" for one in quick)]
+    for offload in ("true", "false"):
+        assert main([*arguments, f"--set=rollout.offload={offload}", "--out", offload]) == 0
+    there, here = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("true", "false")
+    )
+    assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
+
+
 def test_a_run_trains_evaluates_and_resumes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "quickstart", "--quiet", "--set", "train.samples_every=0", "--set", "eval.steps=[1,4]"]
