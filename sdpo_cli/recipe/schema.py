@@ -131,7 +131,7 @@ class RolloutSection(Section):
     eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim, cps or sde step.")
     offload: bool = Field(
         default=False,
-        description="Keep an epoch's states and clean estimates in the CPU's memory, for long rollouts of large latents.",
+        description="Keep an epoch's states and clean estimates in the CPU's memory: for long rollouts of big latents.",
     )
 
 
