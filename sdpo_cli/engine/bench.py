@@ -223,7 +223,7 @@ def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
         advantage = assign_credit(rollouts, scored, plan, fresh_statistics(setup)).advantage
     with watch.stage("update"):
         actions, train = action_steps(setup.kernel, plan), setup.recipe.train
-        rollouts, _ = compared_with_base(setup, rollouts, actions, micro_batch)
+        rollouts, _ = compared_with_base(setup.model, plan, setup.recipe, rollouts, actions, micro_batch)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=setup.recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, advantage, train.kl, train.max_grad_norm)
         update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdpo_cli.api.tensors import BaseModel
+from sdpo_cli.api.tensors import BaseModel, LearningPlan
 from sdpo_cli.engine.rollout import Rollouts, denoise_rollouts, take
-from sdpo_cli.engine.setup import Setup
 from sdpo_cli.maths import gaussian_kl, step_mean
+from sdpo_cli.recipe import Recipe
 
 LOGGED_PAIRS = 4
 """Prompts whose rollouts tell the epoch's divergence from the base model where the loss does not need all of them."""
@@ -64,7 +64,13 @@ def kl_from_base(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Floa
 
 
 def compared_with_base(
-    setup: Setup, rollouts: Rollouts, actions: Sequence[int], batch: int, reference: Reference = base_estimates
+    model: BaseModel,
+    plan: LearningPlan,
+    recipe: Recipe,
+    rollouts: Rollouts,
+    actions: Sequence[int],
+    batch: int,
+    reference: Reference = base_estimates,
 ) -> tuple[Rollouts, dict[str, float]]:
     """The rollouts with what the loss needs of the base model, and how far the policy is from it.
 
@@ -72,9 +78,8 @@ def compared_with_base(
 
     Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
     """
-    plan, pairs = setup.objective.plan, len(rollouts.draw)
-    needed = plan.reference or setup.recipe.train.kl > 0
-    if not needed and setup.recipe.model.train == "full":
+    pairs, needed = len(rollouts.draw), plan.reference or recipe.train.kl > 0
+    if not needed and recipe.model.train == "full":
         return rollouts, {}
     places = places_of(actions, min(LOGGED_PAIRS, pairs))
     logged = len(places)
@@ -83,6 +88,6 @@ def compared_with_base(
     elif needed:
         others = places_of(actions, pairs)
         places = torch.cat([places, others[others[:, 1] >= LOGGED_PAIRS]])
-    estimates = reference(setup.model, rollouts, places, batch)
+    estimates = reference(model, rollouts, places, batch)
     divergence = {"kl_base": kl_from_base(rollouts, places[:logged], estimates[:, :logged])}
     return with_reference(rollouts, places, estimates) if needed else rollouts, divergence

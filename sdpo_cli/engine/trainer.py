@@ -259,8 +259,8 @@ def run_epoch(run: Run, snapshot: Snapshot, epoch: int, *, check_ratio: bool) ->
 
     yield StageStarted("update", epoch, recipe.train.epochs)
     with clock.stage("update"):
-        comparing = partial(compared_with_base, setup, rollouts, actions, seat.micro_batch, reference_of(seat))
-        rollouts, divergence = with_room(comparing)
+        comparing = partial(compared_with_base, setup.model, plan, recipe, rollouts, actions, seat.micro_batch)
+        rollouts, divergence = with_room(partial(comparing, reference_of(seat)))
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, credited.advantage, recipe.train.kl, recipe.train.max_grad_norm)
         gradients = gradients_of(seat, lesson)

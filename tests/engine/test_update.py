@@ -311,7 +311,7 @@ def test_of_branched_pairs_the_base_model_is_asked_about_the_branch_and_for_the_
     rollouts = roll_out(model, setup.kernel, tiny.draw(model), setup.objective.plan, 0, 5)
     asked, denoise = [], model.denoise
     monkeypatch.setattr(model, "denoise", lambda x, at, known: asked.append(len(x)) or denoise(x, at, known))
-    compared, _ = compared_with_base(setup, rollouts, list(range(7)), 5)
+    compared, _ = compared_with_base(model, setup.objective.plan, setup.recipe, rollouts, list(range(7)), 5)
     assert sum(asked) <= 2 * 7 * 4 + 5  # the log's four pairs at all actions, and every pair's branch
     branch = rollouts.common - 1
     replayed = replay(model, compared, torch.arange(5), branch)
