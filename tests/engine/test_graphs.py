@@ -315,12 +315,15 @@ class TestForgotten:
     def base_exchanged(self, model):
         model.denoiser.conv_in.weight.data = 2 * model.denoiser.conv_in.weight.data
 
+    def in_another_mode(self, model):
+        model.denoiser.train(not model.denoiser.training)
+
     def saved_and_loaded(self, model):
         with TemporaryDirectory() as folder:
             model.save_adapter(Path(folder))
             model.load_adapter(Path(folder))
 
-    @pytest.mark.parametrize("change", [scaled, frozen, exchanged, base_exchanged, saved_and_loaded])
+    @pytest.mark.parametrize("change", [scaled, frozen, exchanged, base_exchanged, in_another_mode, saved_and_loaded])
     def test_recordings_are_made_anew(self, model, plain, change):
         rollouts = warm(model)
         change(self, model)
@@ -371,6 +374,13 @@ class TestComputed:
         rollouts = rolled(model)
         gradients(model, rollouts, (1, 1, 1, 1))
         assert pool.made == []
+
+    def test_where_there_are_enough_recordings(self, model, plain, monkeypatch):
+        monkeypatch.setattr(graphs, "MOST", 1)
+        rollouts = rolled(model)
+        gradients(model, rollouts, (1, 1, 1, 1))
+        assert model.recorder.pool.made == [True]
+        assert replays(model, lambda: close([rolled(model).x0], [rolled(plain).x0])) == 0
 
     def test_where_a_recording_does_not_fit(self, model, plain):
         model.recorder.pool.fault = torch.OutOfMemoryError("more than the card has")
@@ -506,7 +516,8 @@ class TestMemory:
             with pytest.raises(torch.OutOfMemoryError):
                 with_room(work)
 
-    def test_recordings_that_were_of_use_may_be_made_again(self, model):
+    def test_recordings_that_were_of_use_may_be_made_again(self, model, monkeypatch):
+        monkeypatch.setattr(graphs, "WORTH", 10)
         for _ in range(graphs.CHANCES + 1):
             rollouts = warm(model)
             for _ in range(graphs.WORTH // 2):
