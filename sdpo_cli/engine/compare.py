@@ -6,13 +6,16 @@ interrupted goes on, and processes that are given the same comparison share its 
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
 from sdpo_cli.api import LoadContext
+from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.engine import run
-from sdpo_cli.engine.artifacts import RunFolder, is_run
+from sdpo_cli.engine.artifacts import RunFolder, is_run, named_epoch
 from sdpo_cli.engine.changes import recipe_changes
+from sdpo_cli.engine.checkpoint import complete_checkpoints
 from sdpo_cli.engine.comparison import (
     TOTAL,
     Cell,
@@ -61,7 +64,8 @@ def plan_trials(
     """All runs, seed by seed, each with the epochs that its budget pays for and `points` evaluations along the way.
 
     Objectives with other numbers of rollouts draw as many pictures an epoch as the recipe does, as nearly as whole
-    prompts allow. Errors as for a recipe.
+    prompts allow. Errors as for a recipe, of the runs that are there too, and UsageError where one of them that has not
+    ended has spent more than the budget.
     """
     usual = load_recipe(source, [*OVERRIDES, *shared])
     images = usual.recipe.rollout.pairs * usual.objective.load(LoadContext()).plan.rollouts
@@ -71,7 +75,30 @@ def plan_trials(
             own = [*arm_overrides(usual.recipe, arm, shared), f"seed={seed}", f"name={arm.name}-seed{seed}"]
             own += paid_epochs(load_recipe(source, own), usual.recipe, images, budget, points)
             trials.append(Trial(arm.name, load_recipe(source, own), out / "runs" / f"{arm.name}-seed{seed}"))
+    check_spent(trials, budget)
     return trials
+
+
+def check_spent(trials: Sequence[Trial], budget: Budget) -> None:
+    """UsageError where a run that has not ended as its recipe says has spent more than that lets it."""
+    spent = {}
+    for trial in trials:
+        epochs, recipe = epochs_kept(trial), trial.resolved.recipe
+        if not finished(trial) and epochs > recipe.train.epochs:
+            plan = trial.resolved.objective.load(LoadContext()).plan
+            each = price(budget.unit, plan, recipe.rollout.pairs, recipe.rollout.steps)
+            spent[trial.folder.name] = ceil(epochs * each)
+    if spent:
+        most = max(spent, key=lambda name: spent[name])
+        enough = f"{budget.unit}={spent[most]}"
+        fault, remedy = f"is less than {most} has spent: {enough}", f"give {enough} or more, or choose another --out"
+        raise UsageError(fault, place=f"--budget {budget.unit}={budget.amount}", remedy=remedy)
+
+
+def epochs_kept(trial: Trial) -> int:
+    """The epochs that a run has trained, up to its newest checkpoint; 0 before the first."""
+    kept = complete_checkpoints(RunFolder(trial.folder).checkpoints)
+    return named_epoch(kept[-1]) if kept else 0
 
 
 def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Budget, points: int) -> list[str]:
@@ -88,12 +115,16 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
         pairs = max(1, images // plan.rollouts)
         if batch == usual.train.batch and batch != "all":
             batch = max(1, batch * pairs // usual.rollout.pairs)
-    each = plan.rollouts if budget.unit == "images" else queries_per_prompt(plan, recipe.rollout.steps)
-    epochs = ceil(budget.amount / (pairs * each))
+    epochs = ceil(budget.amount / price(budget.unit, plan, pairs, recipe.rollout.steps))
     every = max(1, epochs // points)
     epochs = ceil(epochs / every) * every
     keep = [f"train.checkpoint_every={every}", "train.keep_last=1"]
     return [f"rollout.pairs={pairs}", f"train.batch={batch}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
+
+
+def price(unit: str, plan: LearningPlan, pairs: int, steps: int) -> Fraction:
+    """What an epoch spends: pictures drawn, or rewards asked."""
+    return Fraction(pairs) * (plan.rollouts if unit == "images" else queries_per_prompt(plan, steps))
 
 
 def compare_trials(

@@ -34,6 +34,7 @@ from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdow
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
+from sdpo_cli.recipe import dump_recipe
 from sdpo_cli.registry import load_recipe
 
 KEY = (4, "style")
@@ -274,6 +275,22 @@ def test_a_part_whose_rollouts_are_too_short_is_refused_before_any_run_is_made(t
     assert str(fault.value) == (
         "quickstart: rollout.steps: no action of a 1-step rollout earns a reward of its own; use 2 or more steps"
     )
+
+
+def test_a_budget_that_a_run_has_outspent_is_refused_by_its_name(tmp_path):
+    for trial, epochs in zip(planned(tmp_path, "sdpo,ddpo", Budget("images", 300)), (12, 9), strict=False):
+        folder = RunFolder(trial.folder)
+        (folder.checkpoints / f"epoch-{epochs:05d}").mkdir(parents=True)
+        folder.recipe.write_text(dump_recipe(trial.resolved.recipe))
+    planned(tmp_path, "sdpo,ddpo", Budget("images", 384))
+    for unit, amount, spent in [("images", 200, 384), ("queries", 512, 1152)]:
+        with pytest.raises(UsageError) as fault:
+            planned(tmp_path, "sdpo,ddpo", Budget(unit, amount))
+        assert str(fault.value) == (
+            f"--budget {unit}={amount}: is less than sdpo-seed0 has spent: {unit}={spent}; give {unit}={spent} or "
+            "more, or choose another --out"
+        )
+        planned(tmp_path, "sdpo,ddpo", Budget(unit, spent))
 
 
 def test_a_part_of_other_pairs_keeps_them_however_they_are_written(tmp_path):
