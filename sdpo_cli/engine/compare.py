@@ -29,7 +29,7 @@ from sdpo_cli.engine.comparison import (
 )
 from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
 from sdpo_cli.engine.comparison_plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, main_table
+from sdpo_cli.engine.comparison_table import STORED, Compared, comparison_json, comparison_markdown, main_table
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.events import Event, FileWritten, Note
 from sdpo_cli.engine.files import write_bytes, write_text, writing
@@ -48,14 +48,6 @@ class Trial:
     arm: str
     resolved: ResolvedRecipe
     folder: Path
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The table of a comparison that matters most, and how many runs other processes are still making."""
-
-    cells: list[Cell]
-    missing: int
 
 
 def plan_trials(
@@ -200,7 +192,7 @@ def compare_runs(paths: Sequence[Path], out: Path, holding: Holding | None = Non
     check_holding(holding, list(dict.fromkeys(name for _, name in measures(curves))))
     trained = [one.name for one in load_recipe(RunFolder(paths[0]).recipe).recipe.reward]
     cells = yield from write_comparison(curves, trained, out, holding)
-    return Compared(main_table(cells, trained), 0)
+    return Compared(main_table(cells, trained))
 
 
 def write_comparison(
@@ -213,7 +205,7 @@ def write_comparison(
         fault = "the runs have no measure in common at one number of steps"
         raise UsageError(fault, place="sdpo compare", remedy="evaluate them with the same eval.steps and rewards")
     write_text(out / "comparison.md", comparison_markdown(cells))
-    write_text(out / "comparison.json", comparison_json(cells, curves))
+    write_text(out / STORED, comparison_json(cells, curves, trained))
     for steps in dict.fromkeys(steps for steps, _ in keys):
         names = sorted((name for count, name in keys if count == steps), key=lambda one: one not in (TOTAL, *trained))
         figure = out / f"steps-{steps}.png"

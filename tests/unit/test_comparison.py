@@ -30,7 +30,13 @@ from sdpo_cli.engine.comparison_plan import (
     parse_budget,
     parse_holding,
 )
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading, main_table
+from sdpo_cli.engine.comparison_table import (
+    comparison_json,
+    comparison_markdown,
+    leading,
+    main_table,
+    stored_comparison,
+)
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
@@ -121,12 +127,19 @@ def test_the_limit_of_t_is_that_of_printed_tables(freedom, limit, off):
 
 
 def test_the_table_for_programs_holds_every_point():
-    found = json.loads(comparison_json(tabulate(CURVES), CURVES))
+    found = json.loads(comparison_json(tabulate(CURVES), CURVES, ["style"]))
     assert found["runs"][2]["points"][2] == {
         "images": 192, "queries": 192, "means": [{"steps": 4, "measure": "style", "mean": 0.8}]
     }  # fmt: skip
     assert len(found["table"]) == 4
     assert found["held"] == []
+
+
+def test_a_stored_comparison_shows_the_table_that_was_shown_then(tmp_path):
+    cells = [*tabulate(BOUGHT), *tabulate(BOUGHT, Holding("style", 0.1))]
+    for some, trained in [(cells, ["style"]), (tabulate(BOUGHT), ["alignment"])]:
+        (tmp_path / "comparison.json").write_text(comparison_json(some, BOUGHT, trained))
+        assert list(stored_comparison(tmp_path).cells) == main_table(some, trained)
 
 
 def bought(arm, seed, *points):
@@ -173,7 +186,7 @@ def test_the_table_of_what_was_reached_while_a_measure_held():
         ("greedy", "queries", 128), ("modest", "queries", 128)
     ]  # fmt: skip
     assert cells[2].mean == pytest.approx((0.5 + 0.3) / 2)
-    found = json.loads(comparison_json([*tabulate(BOUGHT), *cells], BOUGHT))
+    found = json.loads(comparison_json([*tabulate(BOUGHT), *cells], BOUGHT, ["style"]))
     assert (len(found["table"]), len(found["held"])) == (8, 4)
     assert found["held"][1]["holding"] == {"measure": "alignment", "drop": 0.1}
     assert found["held"][1]["mean"] == pytest.approx(0.6)
