@@ -16,6 +16,7 @@ from sdpo_cli.engine import run
 from sdpo_cli.engine.artifacts import RunFolder, is_run, named_epoch
 from sdpo_cli.engine.changes import recipe_changes
 from sdpo_cli.engine.checkpoint import complete_checkpoints
+from sdpo_cli.engine.clock import Clock
 from sdpo_cli.engine.comparison import (
     TOTAL,
     Cell,
@@ -28,13 +29,14 @@ from sdpo_cli.engine.comparison import (
     tabulate,
 )
 from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
+from sdpo_cli.engine.comparison_pace import Made, Work, foreseen
 from sdpo_cli.engine.comparison_plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
 from sdpo_cli.engine.comparison_table import STORED, Compared, comparison_json, comparison_markdown, main_table
 from sdpo_cli.engine.credit import queries_per_prompt
-from sdpo_cli.engine.events import Event, FileWritten, Note
+from sdpo_cli.engine.events import Event, FileWritten, Note, RunDone
 from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.guarding import evaluation_path
-from sdpo_cli.engine.locking import InUseError, locked
+from sdpo_cli.engine.locking import InUseError, is_locked, locked
 from sdpo_cli.engine.setup import check_steps
 from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError, one_line
 from sdpo_cli.recipe import Recipe
@@ -124,15 +126,17 @@ def compare_trials(
 ) -> Generator[Event, None, Compared]:
     """Make the runs that are missing, and show what all of them reached, and how far while `holding` held."""
     elsewhere: list[Trial] = []
+    made: list[Made] = []
     for number, trial in enumerate(trials, start=1):
-        lock, which = out / "locks" / trial.folder.name, f"run {number} of {len(trials)}: {trial.folder.name}"
+        lock, which = lock_of(trial, out), f"run {number} of {len(trials)}: {trial.folder.name}"
         with writing(lock):
             lock.mkdir(parents=True, exist_ok=True)
         try:
             with locked(lock):
                 if not finished(trial):
                     yield Note(which)
-                    yield from make_run(trial)
+                    made.append((yield from make_run(trial)))
+                    yield from outlook(made, trials[number:], out)
         except StoppedError as stop:
             remedy, number = "give the same command again to go on", stop.exit_code - 128
             raise StoppedError("stopped", place=trial.folder.name, remedy=remedy, signal_number=number) from None
@@ -150,15 +154,37 @@ def compare_trials(
     return Compared(main_table(cells, trained), sum(not finished(trial) for trial in elsewhere))
 
 
-def make_run(trial: Trial) -> Generator[Event, None, None]:
-    """Start the run, or go on with it."""
-    if not is_run(trial.folder):
-        yield from run.start(trial.resolved, trial.folder)
-        return
-    recipe = trial.resolved.recipe
-    changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
-    changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
-    yield from run.resume(RunFolder(trial.folder), changes)
+def lock_of(trial: Trial, out: Path) -> Path:
+    """The folder that is locked while the run is made."""
+    return out / "locks" / trial.folder.name
+
+
+def make_run(trial: Trial) -> Generator[Event, None, Made]:
+    """Start the run, or go on with it; gives what that took."""
+    recipe, clock, left = trial.resolved.recipe, Clock(), epochs_left(trial)
+    with clock.stage("run"):
+        if is_run(trial.folder):
+            changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
+            changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
+            yield from run.resume(RunFolder(trial.folder), changes)
+        else:
+            yield from run.start(trial.resolved, trial.folder)
+    return Made(trial.arm, left, clock.seconds["run"])
+
+
+def epochs_left(trial: Trial) -> int:
+    """The epochs that are still to be trained."""
+    return trial.resolved.recipe.train.epochs - epochs_kept(trial)
+
+
+def outlook(made: Sequence[Made], others: Sequence[Trial], out: Path) -> Generator[Event, None, None]:
+    """About how long the other runs will take that nobody makes or has made."""
+    to_come = [
+        Work(one.arm, epochs_left(one)) for one in others if not finished(one) and not is_locked(lock_of(one, out))
+    ]
+    seconds = foreseen(made, to_come)
+    if to_come and seconds is not None:
+        yield RunDone(len(to_come), seconds)
 
 
 def finished(trial: Trial) -> bool:

@@ -24,9 +24,11 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "prompts.txt").write_text("owl\nbee\n")
     shutil.copy(shipped("quickstart"), tmp_path / "small.yaml")
-    assert main(["compare", "small.yaml", *SMALL]) == 0
+    assert main(["compare", "small.yaml", *[one for one in SMALL if one != "--quiet"]]) == 0
     out = tmp_path / "comparisons" / "small"
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert re.findall("about .*[0-9][ms] left for (.*)", told) == ["2 more runs", "1 more run"]
+    assert told.endswith("beside them: comparisons/small/comparison.md\nSee it again: sdpo compare comparisons/small\n")
     table = (out / "comparison.md").read_text()
     assert table.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
     assert said.splitlines()[0] == "colorfulness, after 8 pictures"

@@ -21,6 +21,7 @@ from sdpo_cli.engine.comparison import (
     tabulate,
     value_at,
 )
+from sdpo_cli.engine.comparison_pace import Made, Work, foreseen
 from sdpo_cli.engine.comparison_plan import (
     Arm,
     Budget,
@@ -90,6 +91,13 @@ def test_the_table_in_words():
         "does not tell from it; none where a part has one seed alone. Between two evaluations a value is read off the "
         "line between them.\n"
     )
+
+
+def test_runs_to_come_take_as_long_an_epoch_as_those_before_them():
+    made = [Made("sdpo", 10, 60.0), Made("sdpo", 5, 15.0), Made("ddpo", 10, 20.0), Made("ddpo", 0, 99.0)]
+    assert foreseen(made, [Work("sdpo", 10)]) == pytest.approx(10 * 75 / 15)
+    assert foreseen(made, [Work("ddpo", 4), Work("grpo", 5)]) == pytest.approx(4 * 2 + 5 * 95 / 25)
+    assert foreseen(made[3:], [Work("ddpo", 4)]) is None
 
 
 def cell(arm, mean, spread):
