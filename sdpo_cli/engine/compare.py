@@ -135,7 +135,7 @@ def compare_trials(
             with locked(lock):
                 if not finished(trial):
                     yield Note(which)
-                    made.append((yield from make_run(trial)))
+                    made.append((yield from make_run(trial, out / "bases")))
                     yield from outlook(made, trials[number:], out)
         except StoppedError as stop:
             remedy, number = "give the same command again to go on", stop.exit_code - 128
@@ -159,16 +159,16 @@ def lock_of(trial: Trial, out: Path) -> Path:
     return out / "locks" / trial.folder.name
 
 
-def make_run(trial: Trial) -> Generator[Event, None, Made]:
-    """Start the run, or go on with it; gives what that took."""
+def make_run(trial: Trial, bases: Path) -> Generator[Event, None, Made]:
+    """Start the run, or go on with it; gives what that took. `bases` as of `run.start`."""
     recipe, clock, left = trial.resolved.recipe, Clock(), epochs_left(trial)
     with clock.stage("run"):
         if is_run(trial.folder):
             changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
             changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
-            yield from run.resume(RunFolder(trial.folder), changes)
+            yield from run.resume(RunFolder(trial.folder), changes, bases=bases)
         else:
-            yield from run.start(trial.resolved, trial.folder)
+            yield from run.start(trial.resolved, trial.folder, bases)
     return Made(trial.arm, left, clock.seconds["run"])
 
 

@@ -43,6 +43,7 @@ class Setup:
         batch: pairs in an optimiser step.
         micro_batch: pairs in a forward pass.
         versions: of the plug-ins that decide the numbers, beside the rewards', by what they are.
+        bases: the folder where runs keep for each other what the base model drew; None where they share nothing.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Setup:
     batch: int
     micro_batch: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    bases: Path | None = None
 
     def decoded_at_once(self, pairs: int) -> int:
         """Pictures to decode at once where so many pairs are sampled at once."""

@@ -28,6 +28,7 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     out = tmp_path / "comparisons" / "small"
     said, told = capsys.readouterr()
     assert re.findall("about .*[0-9][ms] left for (.*)", told) == ["2 more runs", "1 more run"]
+    assert told.count("evaluate: base model") == 1  # the three runs share it
     assert told.endswith("beside them: comparisons/small/comparison.md\nSee it again: sdpo compare comparisons/small\n")
     table = (out / "comparison.md").read_text()
     assert table.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
@@ -46,10 +47,16 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     (out / "runs" / "d3po-seed0" / "evaluations" / "epoch-00002.json").unlink()
     assert main(["compare", "small.yaml", *SMALL]) == 0
     assert capsys.readouterr().out == said
+    shown = [out / "runs" / "d3po-seed0" / name for name in ("report.json", "before-after.png")]
+    shared = [path.read_bytes() for path in shown]
     shutil.rmtree(out / "runs" / "d3po-seed0")
+    (base,) = (out / "bases").iterdir()
+    base.unlink()
     with locked(out / "locks" / "grpo-seed0"):
         assert main(["compare", "small.yaml", *SMALL]) == 0
     assert capsys.readouterr().out == said
+    assert [path.read_bytes() for path in shown] == shared  # with the base model's pictures drawn anew
+    assert list((out / "bases").iterdir()) == [base]
 
     # The folder alone shows the same table, and writes nothing.
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
