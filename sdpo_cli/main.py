@@ -4,7 +4,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from itertools import takewhile
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,7 @@ from sdpo_cli.commands.export import export
 from sdpo_cli.commands.sample import sample
 from sdpo_cli.commands.score import score
 from sdpo_cli.commands.serve_reward import serve_reward
-from sdpo_cli.commands.train import train
+from sdpo_cli.commands.train import OVERRIDE_REMEDY, train
 from sdpo_cli.engine.team import launched
 from sdpo_cli.errors import SdpoError, UsageError, one_line
 
@@ -96,18 +97,26 @@ def main(argv: Sequence[str]) -> int:
         return _report(str(error).splitlines(), error.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # Click's usage errors; Typer carries its own Click, which has no name
-            return _report([_usage_fault(error)], 2)
+            return _report([_usage_fault(error, argv)], 2)
         traceback.print_exc()
         return _report(["this is a bug in sdpo or in a plug-in; please report it with the lines above"], 1)
 
 
-def _usage_fault(error: Exception) -> str:
+def _usage_fault(error: Any, argv: Sequence[str]) -> str:
     """Click's message as `fault; remedy`."""
     message = error.format_message().replace(". Did you", "; did you").replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
-    remedy = f"see `{context.command_path if context else 'sdpo'} --help`"
+    remedy = f"see `{context.command_path if context else _command_path(argv)} --help`"
+    if context is None and getattr(error, "option_name", "") == "--override":
+        remedy = OVERRIDE_REMEDY
     fault = message[:1].lower() + message[1:]
     return one_line(f"{fault} {remedy}") if fault.endswith("?") else one_line(fault, remedy=remedy)
+
+
+def _command_path(argv: Sequence[str]) -> str:
+    """The command that `argv` names before its first option; Click does not say it of an option without its value."""
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    return " ".join(["sdpo", *words[: 2 if words[:1] == ["plugins"] else 1]])
 
 
 def _report(lines: Sequence[str], code: int) -> int:

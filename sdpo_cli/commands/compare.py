@@ -1,6 +1,7 @@
 """`sdpo compare`: objectives, or any settings, side by side."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,7 +9,7 @@ import typer
 from sdpo_cli.commands.completion import complete_recipe
 
 if TYPE_CHECKING:
-    from sdpo_cli.engine.compare import Compared
+    from sdpo_cli.engine.comparison_table import Compared
 
 OBJECTIVES = "sdpo,ddpo,prdp,d3po,grpo"
 HoldingOption = Annotated[
@@ -20,11 +21,19 @@ HoldingOption = Annotated[
 ]
 
 
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE | RUN... | COMPARISON",
+        help="A recipe, finished runs, or the folder of a comparison to see its table again.",
+        autocompletion=complete_recipe,
+    ),
+]
+
+
 def compare(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="RECIPE | RUN...", help="A recipe, or finished runs.", autocompletion=complete_recipe),
-    ],
+    context: typer.Context,
+    sources: SourcesArgument,
     objectives: Annotated[
         str, typer.Option(help="What to compare: NAME or NAME=OBJECTIVE, between commas.")
     ] = OBJECTIVES,
@@ -51,7 +60,7 @@ def compare(
 
     An objective other than the recipe's begins with its own defaults and the recipe's learning rate; give each its own:
     --set ddpo:train.learning_rate=3e-3. Writes figures, a table and the runs. Given again it goes on where it was;
-    given in several terminals at once, they share the work.
+    given in several terminals at once, they share the work. The folder alone shows the table again.
 
     It makes a run of each objective and seed: 15 by default, of the quick start about 6 minutes each on one core.
     """
@@ -60,8 +69,20 @@ def compare(
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.eval import step_counts
     from sdpo_cli.engine.artifacts import new_folder
-    from sdpo_cli.engine.comparison_plan import check_arms, check_sources, parse_arms, parse_budget, parse_holding
+    from sdpo_cli.engine.comparison_plan import (
+        check_arms,
+        check_sources,
+        is_comparison,
+        parse_arms,
+        parse_budget,
+        parse_holding,
+    )
+    from sdpo_cli.engine.comparison_table import stored_comparison
 
+    if len(sources) == 1 and is_comparison(sources[0]):
+        check_asks_nothing_else(context)
+        print_comparison(stored_comparison(Path(sources[0])), Path(sources[0]), quiet=quiet)
+        return
     held, spent = parse_holding(holding) if holding else None, parse_budget(budget)
     counts = [f"eval.steps={list(step_counts(steps))}"] if steps else []
     arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
@@ -77,6 +98,19 @@ def compare(
 
         events = compare_trials(plan_trials(sources[0], arms, shared, seeds, spent, points, folder), folder, held)
     print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)
+    if not quiet:
+        typer.echo(f"See it again: sdpo compare {quote(str(folder))}", err=True)
+
+
+def check_asks_nothing_else(context: typer.Context) -> None:
+    """UsageError where an option is given that would make another comparison."""
+    from sdpo_cli.errors import UsageError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name not in ("sources", "quiet") and source and source.name == "COMMANDLINE":
+            fault, remedy = "a comparison is shown again as it was made", "leave it out, or name the recipe instead"
+            raise UsageError(fault, place=option.opts[0], remedy=remedy)
 
 
 def print_comparison(found: "Compared", folder: Path, *, quiet: bool) -> None:

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, StageStarted
+from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, Resumed, RunDone, StageStarted
 
 T = TypeVar("T")
 
@@ -85,8 +85,10 @@ def show_plain(events: Iterable[Event], console: Console) -> None:
 
 
 def spoken(event: Event) -> str:
-    """What a note or a written file says; empty for other events."""
+    """What a note, a written file or a finished run says; empty for other events."""
     match event:
+        case RunDone(left, seconds):
+            return f"about {duration(seconds)} left for {left} more run{'s' if left > 1 else ''}"
         case Resumed(epoch, epochs):
             return f"resumed after epoch {epoch} of {epochs}"
         case FileWritten(path, what):

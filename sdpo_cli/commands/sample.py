@@ -45,9 +45,10 @@ def sample(
     folder = new_folder(out, Path("samples") / found.label)
     say_fallback(source, found, quiet=quiet)
     from sdpo_cli.engine.drawing import Order, draw_into  # imports torch, which takes seconds
-    from sdpo_cli.engine.setup import load_model
+    from sdpo_cli.engine.setup import load_model, schedule_for
 
     model = load_model(found, device)
+    schedule_for(model, steps, "--steps")
     order = Order(texts, count, seed, steps, sampler_of(model, eta), batch, found.name)
     for path in show(draw_into(folder, model, order, adapter=found.adapter), Console(stderr=True), quiet=quiet):
         typer.echo(path)

@@ -51,6 +51,7 @@ def serve_reward(
     from sdpo_cli.api.remote import Limits
     from sdpo_cli.errors import UsageError
 
+    check_installed()
     limits = Limits(max_images=max_images, max_pixels=max_pixels, max_bytes=max_bytes, timeout=timeout)
     token = checked_token(token)
     if token is None and host not in LOOPBACK:
@@ -67,6 +68,18 @@ def serve_reward(
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it is done
             signal.signal(number, lambda *_: None)
         serve(app, listener)
+
+
+def check_installed() -> None:
+    """UsageError where the extra that serves is not installed."""
+    from importlib.util import find_spec
+
+    from sdpo_cli.errors import UsageError
+
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            remedy = "pip install 'sdpo-cli[serve]'"
+            raise UsageError(f"{name} is not installed", place="sdpo serve-reward", remedy=remedy)
 
 
 def checked_token(token: str | None) -> str | None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sdpo_cli.engine.run_request import Trained
 
 
+OVERRIDE_REMEDY = "name a field that may differ, such as --override train.learning_rate"
+"""What to do about an `--override` that names none."""
+
+
 def train(
     recipe: Annotated[
         str | None,
@@ -36,8 +40,8 @@ def train(
         typer.Option(
             "--override",
             metavar="FIELD",
-            help="With --resume: let --set, or what the field names, differ from what was trained by; it is recorded. "
-            "May be repeated.",
+            help="With --resume: let --set, or what the field names, differ from what was trained by, such as "
+            "train.learning_rate; it is recorded. May be repeated.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
@@ -85,6 +89,13 @@ def check_asked(recipe: str | None, out: Path | None, override: list[str], *, re
         raise UsageError("no recipe", place="sdpo train", remedy="try `sdpo train recipes/quickstart.yaml`")
     if override and not resume:
         raise UsageError("nothing is gone on with", place="--override", remedy="add --resume, or leave it out")
+    for one in override:
+        name, equals, _ = one.partition("=")
+        if not name or name.startswith("-"):  # an option that stands where the field was left out
+            raise UsageError(f"{one!r} is no field", place="--override", remedy=OVERRIDE_REMEDY)
+        if equals:
+            remedy = f"write --set {one} --override {name}"
+            raise UsageError("takes a field without a value", place=f"--override {one}", remedy=remedy)
 
 
 def with_torch(begin: "Callable[[ModuleType], Generator[Event, None, Trained]]") -> "Generator[Event, None, Trained]":

@@ -8,7 +8,7 @@ from sdpo_cli.engine.artifacts import RunFolder
 from sdpo_cli.engine.files import read_json_lines, write_json_lines
 from sdpo_cli.engine.recipe_differences import HANDLING, Differences, differences
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError, one_line
-from sdpo_cli.recipe import Recipe, long_form
+from sdpo_cli.recipe import Recipe, did_you_mean, long_form
 
 WATCHED = {"eval.steps", "eval.every", "eval.images_per_prompt", "eval.rewards", "eval.prompts"}
 """The same where there is no guard, which compares all evaluations of the run."""
@@ -112,9 +112,9 @@ def check_same_run(
     RecipeError naming every field that differs and may not, whatever is overridden where checkpoints would no longer
     fit; UsageError where `overrides` names no field.
     """
-    unknown = set(overrides) - {*by_path(long_form(written)), *by_path(long_form(wanted))}
-    if unknown:
-        remedy = "docs/recipe.md has all of them"
+    known = {*by_path(long_form(written)), *by_path(long_form(wanted))}
+    if unknown := set(overrides) - known:
+        remedy = f"{did_you_mean(min(unknown), sorted(known))} docs/recipe.md has all of them".strip()
         raise UsageError("no field of a recipe", place=f"--override {min(unknown)}", remedy=remedy)
     changed = {path: pair for path, pair in recipe_changes(written, wanted).items() if path not in newer}
     faults = [

@@ -6,13 +6,17 @@ interrupted goes on, and processes that are given the same comparison share its 
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
 from sdpo_cli.api import LoadContext
+from sdpo_cli.api.tensors import LearningPlan
 from sdpo_cli.engine import run
-from sdpo_cli.engine.artifacts import RunFolder, is_run
+from sdpo_cli.engine.artifacts import RunFolder, is_run, named_epoch
 from sdpo_cli.engine.changes import recipe_changes
+from sdpo_cli.engine.checkpoint import complete_checkpoints
+from sdpo_cli.engine.clock import Clock
 from sdpo_cli.engine.comparison import (
     TOTAL,
     Cell,
@@ -25,13 +29,14 @@ from sdpo_cli.engine.comparison import (
     tabulate,
 )
 from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
+from sdpo_cli.engine.comparison_pace import Made, Work, foreseen
 from sdpo_cli.engine.comparison_plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, main_table
+from sdpo_cli.engine.comparison_table import STORED, Compared, comparison_json, comparison_markdown, main_table
 from sdpo_cli.engine.credit import queries_per_prompt
-from sdpo_cli.engine.events import Event, FileWritten, Note
+from sdpo_cli.engine.events import Event, FileWritten, Note, RunDone
 from sdpo_cli.engine.files import write_bytes, write_text, writing
 from sdpo_cli.engine.guarding import evaluation_path
-from sdpo_cli.engine.locking import InUseError, locked
+from sdpo_cli.engine.locking import InUseError, is_locked, locked
 from sdpo_cli.engine.setup import check_steps
 from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError, one_line
 from sdpo_cli.recipe import Recipe
@@ -47,21 +52,14 @@ class Trial:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The table of a comparison that matters most, and how many runs other processes are still making."""
-
-    cells: list[Cell]
-    missing: int
-
-
 def plan_trials(
     source: str, arms: Sequence[Arm], shared: Sequence[str], seeds: int, budget: Budget, points: int, out: Path
 ) -> list[Trial]:
     """All runs, seed by seed, each with the epochs that its budget pays for and `points` evaluations along the way.
 
     Objectives with other numbers of rollouts draw as many pictures an epoch as the recipe does, as nearly as whole
-    prompts allow. Errors as for a recipe.
+    prompts allow. Errors as for a recipe, of the runs that are there too, and UsageError where one of them that has not
+    ended has spent more than the budget.
     """
     usual = load_recipe(source, [*OVERRIDES, *shared])
     images = usual.recipe.rollout.pairs * usual.objective.load(LoadContext()).plan.rollouts
@@ -71,7 +69,30 @@ def plan_trials(
             own = [*arm_overrides(usual.recipe, arm, shared), f"seed={seed}", f"name={arm.name}-seed{seed}"]
             own += paid_epochs(load_recipe(source, own), usual.recipe, images, budget, points)
             trials.append(Trial(arm.name, load_recipe(source, own), out / "runs" / f"{arm.name}-seed{seed}"))
+    check_spent(trials, budget)
     return trials
+
+
+def check_spent(trials: Sequence[Trial], budget: Budget) -> None:
+    """UsageError where a run that has not ended as its recipe says has spent more than that lets it."""
+    spent = {}
+    for trial in trials:
+        epochs, recipe = epochs_kept(trial), trial.resolved.recipe
+        if not finished(trial) and epochs > recipe.train.epochs:
+            plan = trial.resolved.objective.load(LoadContext()).plan
+            each = price(budget.unit, plan, recipe.rollout.pairs, recipe.rollout.steps)
+            spent[trial.folder.name] = ceil(epochs * each)
+    if spent:
+        most = max(spent, key=lambda name: spent[name])
+        enough = f"{budget.unit}={spent[most]}"
+        fault, remedy = f"is less than {most} has spent: {enough}", f"give {enough} or more, or choose another --out"
+        raise UsageError(fault, place=f"--budget {budget.unit}={budget.amount}", remedy=remedy)
+
+
+def epochs_kept(trial: Trial) -> int:
+    """The epochs that a run has trained, up to its newest checkpoint; 0 before the first."""
+    kept = complete_checkpoints(RunFolder(trial.folder).checkpoints)
+    return named_epoch(kept[-1]) if kept else 0
 
 
 def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Budget, points: int) -> list[str]:
@@ -88,12 +109,16 @@ def paid_epochs(resolved: ResolvedRecipe, usual: Recipe, images: int, budget: Bu
         pairs = max(1, images // plan.rollouts)
         if batch == usual.train.batch and batch != "all":
             batch = max(1, batch * pairs // usual.rollout.pairs)
-    each = plan.rollouts if budget.unit == "images" else queries_per_prompt(plan, recipe.rollout.steps)
-    epochs = ceil(budget.amount / (pairs * each))
+    epochs = ceil(budget.amount / price(budget.unit, plan, pairs, recipe.rollout.steps))
     every = max(1, epochs // points)
     epochs = ceil(epochs / every) * every
     keep = [f"train.checkpoint_every={every}", "train.keep_last=1"]
     return [f"rollout.pairs={pairs}", f"train.batch={batch}", f"train.epochs={epochs}", f"eval.every={every}", *keep]
+
+
+def price(unit: str, plan: LearningPlan, pairs: int, steps: int) -> Fraction:
+    """What an epoch spends: pictures drawn, or rewards asked."""
+    return Fraction(pairs) * (plan.rollouts if unit == "images" else queries_per_prompt(plan, steps))
 
 
 def compare_trials(
@@ -101,15 +126,17 @@ def compare_trials(
 ) -> Generator[Event, None, Compared]:
     """Make the runs that are missing, and show what all of them reached, and how far while `holding` held."""
     elsewhere: list[Trial] = []
+    made: list[Made] = []
     for number, trial in enumerate(trials, start=1):
-        lock, which = out / "locks" / trial.folder.name, f"run {number} of {len(trials)}: {trial.folder.name}"
+        lock, which = lock_of(trial, out), f"run {number} of {len(trials)}: {trial.folder.name}"
         with writing(lock):
             lock.mkdir(parents=True, exist_ok=True)
         try:
             with locked(lock):
                 if not finished(trial):
                     yield Note(which)
-                    yield from make_run(trial)
+                    made.append((yield from make_run(trial, out / "bases")))
+                    yield from outlook(made, trials[number:], out)
         except StoppedError as stop:
             remedy, number = "give the same command again to go on", stop.exit_code - 128
             raise StoppedError("stopped", place=trial.folder.name, remedy=remedy, signal_number=number) from None
@@ -127,15 +154,37 @@ def compare_trials(
     return Compared(main_table(cells, trained), sum(not finished(trial) for trial in elsewhere))
 
 
-def make_run(trial: Trial) -> Generator[Event, None, None]:
-    """Start the run, or go on with it."""
-    if not is_run(trial.folder):
-        yield from run.start(trial.resolved, trial.folder)
-        return
-    recipe = trial.resolved.recipe
-    changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
-    changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
-    yield from run.resume(RunFolder(trial.folder), changes)
+def lock_of(trial: Trial, out: Path) -> Path:
+    """The folder that is locked while the run is made."""
+    return out / "locks" / trial.folder.name
+
+
+def make_run(trial: Trial, bases: Path) -> Generator[Event, None, Made]:
+    """Start the run, or go on with it; gives what that took. `bases` as of `run.start`."""
+    recipe, clock, left = trial.resolved.recipe, Clock(), epochs_left(trial)
+    with clock.stage("run"):
+        if is_run(trial.folder):
+            changes = [f"train.epochs={recipe.train.epochs}", f"eval.every={recipe.eval.every}"]
+            changes += [f"train.checkpoint_every={recipe.train.checkpoint_every}"]
+            yield from run.resume(RunFolder(trial.folder), changes, bases=bases)
+        else:
+            yield from run.start(trial.resolved, trial.folder, bases)
+    return Made(trial.arm, left, clock.seconds["run"])
+
+
+def epochs_left(trial: Trial) -> int:
+    """The epochs that are still to be trained."""
+    return trial.resolved.recipe.train.epochs - epochs_kept(trial)
+
+
+def outlook(made: Sequence[Made], others: Sequence[Trial], out: Path) -> Generator[Event, None, None]:
+    """About how long the other runs will take that nobody makes or has made."""
+    to_come = [
+        Work(one.arm, epochs_left(one)) for one in others if not finished(one) and not is_locked(lock_of(one, out))
+    ]
+    seconds = foreseen(made, to_come)
+    if to_come and seconds is not None:
+        yield RunDone(len(to_come), seconds)
 
 
 def finished(trial: Trial) -> bool:
@@ -169,7 +218,7 @@ def compare_runs(paths: Sequence[Path], out: Path, holding: Holding | None = Non
     check_holding(holding, list(dict.fromkeys(name for _, name in measures(curves))))
     trained = [one.name for one in load_recipe(RunFolder(paths[0]).recipe).recipe.reward]
     cells = yield from write_comparison(curves, trained, out, holding)
-    return Compared(main_table(cells, trained), 0)
+    return Compared(main_table(cells, trained))
 
 
 def write_comparison(
@@ -182,7 +231,7 @@ def write_comparison(
         fault = "the runs have no measure in common at one number of steps"
         raise UsageError(fault, place="sdpo compare", remedy="evaluate them with the same eval.steps and rewards")
     write_text(out / "comparison.md", comparison_markdown(cells))
-    write_text(out / "comparison.json", comparison_json(cells, curves))
+    write_text(out / STORED, comparison_json(cells, curves, trained))
     for steps in dict.fromkeys(steps for steps, _ in keys):
         names = sorted((name for count, name in keys if count == steps), key=lambda one: one not in (TOTAL, *trained))
         figure = out / f"steps-{steps}.png"

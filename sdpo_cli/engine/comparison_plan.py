@@ -8,12 +8,13 @@ from pathlib import Path
 from sdpo_cli.api import ObjectiveSpec
 from sdpo_cli.engine.artifacts import is_run
 from sdpo_cli.engine.comparison import Holding
+from sdpo_cli.engine.comparison_table import STORED
 from sdpo_cli.errors import RecipeError, UsageError
 from sdpo_cli.recipe import Recipe, did_you_mean, shipped_recipes
 from sdpo_cli.recipe.source import find_recipe
 from sdpo_cli.registry import DIVERSITY, ResolvedRecipe, distinct_rewards, load_recipe, load_registry
 
-RUNS_WORD = "folders that `sdpo train` wrote"
+SOURCES_WORD = "name one recipe, one comparison, or folders that `sdpo train` wrote"
 
 OVERRIDES = ("train.samples_every=0", "guard={}")
 """What every run of a comparison is told before the user's own settings."""
@@ -43,13 +44,20 @@ def check_sources(sources: Sequence[str]) -> bool:
     """Whether the sources are runs, rather than one recipe. UsageError where they are neither."""
     for source in sources:
         if not is_run(Path(source)) and not is_recipe(source):
-            remedy = f"{did_you_mean(Path(source).stem, shipped_recipes())} name one recipe, or {RUNS_WORD}"
-            raise UsageError("neither a recipe nor a run", place=source or "''", remedy=remedy.strip())
+            begun = all((Path(source) / part).is_dir() for part in ("locks", "runs"))
+            fault = "a comparison without a table yet" if begun else "neither a recipe nor a run"
+            remedy = f"{did_you_mean(Path(source).stem, shipped_recipes())} {SOURCES_WORD}".strip()
+            remedy = "give the command that began it again, to go on" if begun else remedy
+            raise UsageError(fault, place=source or "''", remedy=remedy)
     runs = [is_run(Path(source)) for source in sources]
     if not all(runs) and len(sources) > 1:
-        fault = "a recipe, and not the only one named"
-        raise UsageError(fault, place=sources[runs.index(False)], remedy=f"name one recipe, or {RUNS_WORD}")
+        raise UsageError("a recipe, and not the only one named", place=sources[runs.index(False)], remedy=SOURCES_WORD)
     return all(runs)
+
+
+def is_comparison(source: str) -> bool:
+    """Whether there is a comparison with a table at that path, and no recipe is meant by the name."""
+    return (Path(source) / STORED).is_file() and not is_recipe(source)
 
 
 def is_recipe(source: str) -> bool:

@@ -2,9 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from sdpo_cli.engine.comparison import TOTAL, Cell, Curve, is_told_apart, step_word
+from sdpo_cli.engine.files import read_text
+from sdpo_cli.engine.locking import is_locked
+from sdpo_cli.errors import ArtifactError
+
+STORED = "comparison.json"
+"""The file of a comparison that is for programs, and that it is shown from again."""
 
 READ_OFF = (
     "Means ± standard deviation over seeds. Bold: the highest mean, and every mean that Welch's t-test at 5 % does not "
@@ -14,8 +24,43 @@ READ_OFF = (
 """What the tables do not say of themselves."""
 
 
-def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve]) -> str:
-    """Table and curves, for other programs."""
+@dataclass(frozen=True)
+class Compared:
+    """The table of a comparison that matters most, and how many runs other processes are still making."""
+
+    cells: Sequence[Cell]
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is read of a comparison's file: its cells without and with a measure that was to hold, and the rewards."""
+
+    format: Literal[1]
+    table: tuple[Cell, ...]
+    held: tuple[Cell, ...]
+    trained: tuple[str, ...] = ()
+
+
+def stored_comparison(folder: Path) -> Compared:
+    """The table that was shown when the comparison was last written, and how many runs are being made now.
+
+    ArtifactError where its file is damaged.
+    """
+    path = folder / STORED
+    try:
+        stored = TypeAdapter(Stored).validate_json(read_text(path))
+    except ValidationError:
+        stored = None
+    cells = main_table([*stored.table, *stored.held], stored.trained) if stored and stored.table else []
+    if not cells:
+        remedy = "give the command that made it again"
+        raise ArtifactError("not a comparison as sdpo writes it", place=str(path), remedy=remedy)
+    return Compared(cells, sum(map(is_locked, (folder / "locks").glob("*"))))
+
+
+def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve], trained: Sequence[str]) -> str:
+    """Table and curves, for other programs, and the names of the rewards that were trained on."""
     runs = [
         {
             "arm": curve.arm,
@@ -35,7 +80,8 @@ def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve]) -> str:
     ]
     table = [asdict(cell) for cell in cells if cell.holding is None]
     held = [asdict(cell) for cell in cells if cell.holding]
-    return json.dumps({"format": 1, "table": table, "held": held, "runs": runs}, indent=1) + "\n"
+    found = {"format": 1, "trained": list(trained), "table": table, "held": held, "runs": runs}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def comparison_markdown(cells: Sequence[Cell]) -> str:

@@ -13,7 +13,7 @@ from sdpo_cli.engine.grids import SHOWN, before_after
 from sdpo_cli.engine.images import png_bytes
 from sdpo_cli.engine.records import to_json
 from sdpo_cli.engine.report import Picture, ReportPage, render_report
-from sdpo_cli.engine.setup import listed, load_model, load_prompts, load_rewards, pick_device
+from sdpo_cli.engine.setup import listed, load_model, load_prompts, load_rewards, pick_device, schedule_for
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import UsageError
 from sdpo_cli.recipe import EvalSection, dump_recipe
@@ -57,7 +57,7 @@ def evaluate_source(source: Source, request: Request, folder: Path) -> Generator
         model=source.name,
     )
     for steps in plan.steps:
-        model.schedule(steps)
+        schedule_for(model, steps, "--steps" if request.steps else "eval.steps")
     adapter = str(source.adapter) if source.adapter else None
     evaluation = yield from evaluate(model, rewards, plan, adapter=adapter, shown=SHOWN)
     recipe = dump_recipe(resolved.recipe) if resolved else f"model: {source.name}\n"

@@ -41,6 +41,19 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class RunDone:
+    """A run of a comparison ended.
+
+    Attributes:
+        left: how many are still to be made.
+        seconds: about what these will take, one after the other.
+    """
+
+    left: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Resumed:
     """Training goes on after `epoch` of `epochs`."""
 
@@ -63,4 +76,4 @@ class Note:
     text: str
 
 
-Event = StageStarted | Resumed | EpochDone | FileWritten | Note
+Event = StageStarted | Resumed | EpochDone | RunDone | FileWritten | Note

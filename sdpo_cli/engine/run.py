@@ -20,6 +20,7 @@ from sdpo_cli.engine.artifacts import (
     read_epochs,
     write_recipe,
 )
+from sdpo_cli.engine.base_evaluation import base_path, read_base, write_base
 from sdpo_cli.engine.board import Board
 from sdpo_cli.engine.changes import Resumption, recorded
 from sdpo_cli.engine.evaluate import Evaluation, evaluate
@@ -45,8 +46,11 @@ from sdpo_cli.recipe import dump_recipe, long_form
 from sdpo_cli.registry import ResolvedRecipe
 
 
-def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, Trained]:
-    """A new run. Nothing is written before everything is loaded."""
+def start(resolved: ResolvedRecipe, out: Path | None, bases: Path | None = None) -> Generator[Event, None, Trained]:
+    """A new run. Nothing is written before everything is loaded.
+
+    With `bases`, what the base model draws for an evaluation is kept in that folder and taken from there.
+    """
     name = check_start(resolved, out)
     begun = adapter_options(resolved.recipe.model, resolved.recipe.seed).start
     if begun:
@@ -58,19 +62,22 @@ def start(resolved: ResolvedRecipe, out: Path | None) -> Generator[Event, None, 
         with locked(folder.path):
             check_out(out, name)  # somebody may have been faster
             write_recipe(folder, dump_recipe(resolved.recipe))
-            return (yield from carry_out(setup, folder, None, team))
+            return (yield from carry_out(replace(setup, bases=bases), folder, None, team))
 
 
 def resume(
-    folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()
+    folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = (), bases: Path | None = None
 ) -> Generator[Event, None, Trained]:
-    """Go on with the run in `folder`, its recipe changed by `settings`. Errors as of `read_resumption`."""
+    """Go on with the run in `folder`, its recipe changed by `settings`, `bases` as of `start`.
+
+    Errors as of `read_resumption`.
+    """
     with locked(folder.path):
         reread = read_resumption(folder, settings, overrides)
         yield StageStarted("load", 0, 0)
         with assembled() as team:
             setup = yield from load_everywhere(reread.wanted, team)
-            return (yield from carry_out(setup, folder, reread.resumption, team))
+            return (yield from carry_out(replace(setup, bases=bases), folder, reread.resumption, team))
 
 
 def load_everywhere(resolved: ResolvedRecipe, team: Team) -> Generator[Event, None, Setup]:
@@ -170,8 +177,11 @@ def evaluate_run(
 ) -> Generator[Event, None, Evaluation]:
     """The adapter after `epoch` against the base model, whose pictures need not be drawn again."""
     rewards, plan = setup.rewards + setup.eval_rewards, evaluation_plan(setup)
-    base = earlier.base if earlier else None
+    kept = base_path(setup.bases, setup) if setup.bases and not earlier else None
+    base = earlier.base if earlier else kept and read_base(kept)
     found = yield from evaluate(setup.model, rewards, plan, adapter=str(folder.adapter), base=base, shown=SHOWN)
+    if kept and not base:
+        write_base(kept, found.base)
     return replace(found, epoch=epoch)
 
 

@@ -179,14 +179,12 @@ def decoded(picture: Picture, place: str) -> Float[Tensor, "3 H W"]:
 
 
 def make_app(service: Service) -> "Starlette":
-    """The application. UsageError where the server library is not installed."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.exceptions import HTTPException
-        from starlette.requests import ClientDisconnect
-        from starlette.routing import Route
-    except ImportError:
-        raise not_installed("starlette") from None
+    """The application."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+    from starlette.routing import Route
+
     desk = Desk(service)
 
     def route(path: str, method: str, work: Callable[["Request"], Awaitable[Message | Mapping[str, Any]]]) -> Route:
@@ -237,11 +235,6 @@ def reply(status: int, said: Message | Mapping[str, Any]) -> "Response":
     return JSONResponse(content, status, {"connection": "close"} if status >= 400 else None)
 
 
-def not_installed(name: str) -> UsageError:
-    """The fault of an environment without the server library."""
-    return UsageError(f"{name} is not installed", place="sdpo serve-reward", remedy="pip install 'sdpo-cli[serve]'")
-
-
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes any that is free. UsageError where it cannot."""
     try:
@@ -254,10 +247,8 @@ def listening(host: str, port: int) -> socket.socket:
 
 def serve(app: "Starlette", listener: socket.socket) -> None:
     """Answer until SIGINT or SIGTERM, which give the questions at hand `GRACE` seconds. Call it in the main thread."""
-    try:
-        import uvicorn
-    except ImportError:
-        raise not_installed("uvicorn") from None
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         log_level="warning",

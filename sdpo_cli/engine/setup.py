@@ -21,7 +21,7 @@ from sdpo_cli.engine.rollout import action_steps, first_rewarded_step
 from sdpo_cli.engine.scoring import LoadedReward, full_version
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
-from sdpo_cli.maths import Kernel, StepStatistics, kernel_for, with_floor
+from sdpo_cli.maths import Kernel, Schedule, StepStatistics, kernel_for, with_floor
 from sdpo_cli.recipe import ModelSection, Recipe, RewardChoice
 from sdpo_cli.registry import Chosen, ResolvedRecipe, distinct_rewards
 
@@ -43,6 +43,7 @@ class Setup:
         batch: pairs in an optimiser step.
         micro_batch: pairs in a forward pass.
         versions: of the plug-ins that decide the numbers, beside the rewards', by what they are.
+        bases: the folder where runs keep for each other what the base model drew; None where they share nothing.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Setup:
     batch: int
     micro_batch: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    bases: Path | None = None
 
     def decoded_at_once(self, pairs: int) -> int:
         """Pictures to decode at once where so many pairs are sampled at once."""
@@ -97,11 +99,11 @@ def load_setup(resolved: ResolvedRecipe, device_name: str = "") -> Generator[Eve
     rewards, eval_rewards = loaded[: len(resolved.rewards)], loaded[len(resolved.rewards) :]
     yield StageStarted("load", 0, 0, f"model {recipe.model.name}")
     model = resolved.model.load(context)
-    schedule = with_floor(model.schedule(recipe.rollout.steps))
+    schedule = with_floor(schedule_for(model, recipe.rollout.steps, f"{resolved.place}: rollout.steps"))
     kernel = kernel_for(schedule, recipe.rollout.transition, recipe.rollout.eta).to(model.device)
     check_noise(kernel, objective, resolved.place)
     for steps in recipe.eval.steps:
-        model.schedule(steps)
+        schedule_for(model, steps, f"{resolved.place}: eval.steps")
     batch = recipe.rollout.pairs if recipe.train.batch == "all" else recipe.train.batch
     automatic = min(batch, max(1, CPU_MICRO_BATCH // objective.plan.rollouts)) if device.type == "cpu" else batch
     micro_batch = automatic if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
@@ -109,6 +111,14 @@ def load_setup(resolved: ResolvedRecipe, device_name: str = "") -> Generator[Eve
     return Setup(
         recipe, model, rewards, eval_rewards, prompts, eval_prompts, objective, kernel, batch, micro_batch, versions
     )
+
+
+def schedule_for(model: BaseModel, steps: int, asked: str) -> Schedule:
+    """The levels that the model visits in so many steps. UsageError, naming what asked for them, where it cannot."""
+    try:
+        return model.schedule(steps)
+    except UsageError as error:
+        raise error.within(asked) from None
 
 
 def listed(what: str, names: Sequence[str]) -> str:

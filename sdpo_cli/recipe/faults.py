@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isqrt
 from typing import Any, TypeVar, get_args, get_origin
@@ -164,7 +165,23 @@ def _line(place: str, path: tuple[str, ...], value: Any, said: list[str]) -> str
     wanted = [text.removeprefix("should be ") for text in dict.fromkeys(said) if text.startswith("should be ")]
     if len(wanted) != len(set(said)):
         return one_line(said[0], joined(place, path))
-    return one_line(f"{_short(value)} should be {' or '.join(wanted)}", joined(place, path))
+    field = joined(place, path).rpartition(": ")[2]
+    return one_line(
+        f"{_short(value)} should be {' or '.join(wanted)}", joined(place, path), _as_list(field, value, wanted)
+    )
+
+
+def _as_list(field: str, value: Any, wanted: Sequence[str]) -> str:
+    """How a list's items are written that stand there without brackets; empty where they may not be meant as one."""
+    text = value if isinstance(value, str) else _short(value)
+    meant = "a list" in wanted and (len(wanted) == 1 or "," in text)
+    if not meant or value is None or isinstance(value, Mapping):
+        return ""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items or not all(re.fullmatch(r"[\w./+-]+", item) for item in items):
+        return "put it between [ and ]"
+    numbered = any(part.isdecimal() for part in field.split("."))  # an item of a list, which --set does not reach
+    return f"write {'' if numbered else f'{field}='}[{','.join(items)}]"
 
 
 def _short(value: Any) -> str:

@@ -24,9 +24,12 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "prompts.txt").write_text("owl\nbee\n")
     shutil.copy(shipped("quickstart"), tmp_path / "small.yaml")
-    assert main(["compare", "small.yaml", *SMALL]) == 0
+    assert main(["compare", "small.yaml", *[one for one in SMALL if one != "--quiet"]]) == 0
     out = tmp_path / "comparisons" / "small"
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert re.findall("about .*[0-9][ms] left for (.*)", told) == ["2 more runs", "1 more run"]
+    assert told.count("evaluate: base model") == 1  # the three runs share it
+    assert told.endswith("beside them: comparisons/small/comparison.md\nSee it again: sdpo compare comparisons/small\n")
     table = (out / "comparison.md").read_text()
     assert table.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
     assert said.splitlines()[0] == "colorfulness, after 8 pictures"
@@ -44,10 +47,35 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     (out / "runs" / "d3po-seed0" / "evaluations" / "epoch-00002.json").unlink()
     assert main(["compare", "small.yaml", *SMALL]) == 0
     assert capsys.readouterr().out == said
+    shown = [out / "runs" / "d3po-seed0" / name for name in ("report.json", "before-after.png")]
+    shared = [path.read_bytes() for path in shown]
     shutil.rmtree(out / "runs" / "d3po-seed0")
+    (base,) = (out / "bases").iterdir()
+    base.unlink()
     with locked(out / "locks" / "grpo-seed0"):
         assert main(["compare", "small.yaml", *SMALL]) == 0
     assert capsys.readouterr().out == said
+    assert [path.read_bytes() for path in shown] == shared  # with the base model's pictures drawn anew
+    assert list((out / "bases").iterdir()) == [base]
+
+    # The folder alone shows the same table, and writes nothing.
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main(["compare", "comparisons/small"]) == 0
+    assert capsys.readouterr() == (
+        said, "\nAll tables, with figures and runs beside them: comparisons/small/comparison.md\n"
+    )  # fmt: skip
+    with locked(out / "locks" / "grpo-seed0"):
+        assert main(["compare", "comparisons/small", "--quiet"]) == 0
+    assert capsys.readouterr() == (
+        said, "\n1 more being made by other processes; give the command again to see them\n"
+    )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path != out / "locks" / "grpo-seed0"} == {
+        path: time for path, time in written.items() if path != out / "locks" / "grpo-seed0"
+    }
+    assert main(["compare", "comparisons/small", "--seeds", "3"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --seeds: a comparison is shown again as it was made; leave it out, or name the recipe instead\n"
+    )
     after = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
     assert {path.parent.name for path in after if after[path] != before.get(path)} == {"d3po-seed0"}
 
@@ -107,7 +135,7 @@ def shipped(name):
 
 def test_a_path_without_a_run_among_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    remedy = "name one recipe, or folders that `sdpo train` wrote"
+    remedy = "name one recipe, one comparison, or folders that `sdpo train` wrote"
     (tmp_path / "empty").mkdir()
     for sources, fault in [
         (["quickstart", "nowhere"], f"nowhere: neither a recipe nor a run; {remedy}"),
@@ -117,3 +145,19 @@ def test_a_path_without_a_run_among_runs(tmp_path, monkeypatch, capsys):
     ]:
         assert main(["compare", *sources]) == 2
         assert capsys.readouterr().err == f"error: {fault}\n"
+
+
+def test_a_comparison_that_cannot_be_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for part in ("locks", "runs"):
+        (tmp_path / "begun" / part).mkdir(parents=True)
+    assert main(["compare", "begun"]) == 2
+    assert capsys.readouterr().err == (
+        "error: begun: a comparison without a table yet; give the command that began it again, to go on\n"
+    )
+    for damaged in ("", "{}", '{"format": 1, "table": [], "held": []}', '{"format": 2, "table": [], "held": []}'):
+        (tmp_path / "begun" / "comparison.json").write_text(damaged)
+        assert main(["compare", "begun"]) == 4
+        assert capsys.readouterr().err == (
+            "error: begun/comparison.json: not a comparison as sdpo writes it; give the command that made it again\n"
+        )

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from sdpo_cli.commands import display
-from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, StageStarted
+from sdpo_cli.engine.events import EpochDone, Event, FileWritten, Note, RunDone, StageStarted
 
 
 def log_file(width: int = 200) -> Console:
@@ -212,6 +212,12 @@ def test_gives_what_the_work_returns(console, quiet):
 )
 def test_duration(seconds, expected):
     assert display.duration(seconds) == expected
+
+
+def test_after_a_run_of_a_comparison_it_is_said_what_the_others_will_take():
+    console = log_file()
+    display.show(of(RunDone(14, 5040.0), RunDone(1, 90.0)), console)
+    assert text(console) == "about 1h 24m left for 14 more runs\nabout 1m 30s left for 1 more run\n"
 
 
 @pytest.mark.parametrize(

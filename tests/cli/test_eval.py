@@ -54,6 +54,10 @@ def test_without_a_run_the_base_model_alone_is_measured(workplace, capsys):
 
 REFUSED = {
     "bad steps": (["eval", "--steps", "1,x"], 2, "--steps: '1,x' are no step counts; write them as in 1,2,4"),
+    "too many steps": (
+        ["eval", "small.yaml", "--steps", "1,1001", "--reward", "colorfulness"], 2,
+        r"--steps, \S*emoji-turbo: 1001 steps cannot be sampled; use 1 to 1000 steps",
+    ),
     "no reward": (
         ["eval", "emoji-turbo"], 2,
         "emoji-turbo: no reward to measure with; add --reward NAME; see `sdpo plugins list`",

@@ -51,6 +51,8 @@ def test_help_names_every_command_and_the_first_thing_to_do(capsys: Capture, arg
             "invalid value for '--format': 'x' is not one of 'diffusers', ",
             "export --help`",
         ),
+        (["train", "quickstart", "--out"], "option '--out' requires an argument", "; see `sdpo train --help`"),
+        (["plugins", "new", "x", "--out"], "option '--out' requires", "an argument; see `sdpo plugins new --help`"),
         (["plugins", "list", "x"], "got unexpected extra argument", " (x); see `sdpo plugins list --help`"),
     ],
 )

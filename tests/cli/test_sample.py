@@ -120,7 +120,7 @@ REFUSED = {
     ),
     "too many steps": (
         ["sample", "emoji-turbo", "--prompt", "cat", "--steps", "1001"], 2,
-        r"\S*emoji-turbo: 1001 steps cannot be sampled; use 1 to 1000 steps",
+        r"--steps, \S*emoji-turbo: 1001 steps cannot be sampled; use 1 to 1000 steps",
     ),
 }  # fmt: skip
 

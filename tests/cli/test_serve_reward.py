@@ -311,9 +311,12 @@ def test_what_cannot_be_served_is_told_in_one_line(server, argv, token, line, mo
     assert said.startswith(line.replace("{port}", port))
 
 
-def test_without_the_server_library_the_remedy_is_told(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    assert main(["serve-reward", "colorfulness", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == (
-        "error: sdpo serve-reward: starlette is not installed; pip install 'sdpo-cli[serve]'\n"
+@pytest.mark.parametrize("library", ["starlette", "uvicorn"])
+def test_without_the_server_library_the_remedy_is_told_before_torch_is_loaded(library):
+    program = (
+        "import sys; from sdpo_cli.main import main; sys.modules[sys.argv[1]] = None; "
+        "print(main(['serve-reward', 'colorfulness']), 'torch' in sys.modules)"
     )
+    done = subprocess.run([sys.executable, "-c", program, library], capture_output=True, text=True, check=False)
+    assert done.stderr == f"error: sdpo serve-reward: {library} is not installed; pip install 'sdpo-cli[serve]'\n"
+    assert done.stdout == "2 False\n"

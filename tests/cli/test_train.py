@@ -111,7 +111,8 @@ def test_an_overridden_field_is_recorded_and_shown_wherever_the_run_is(workplace
     change = ["--set", "train.epochs=2", "--set", "train.learning_rate=1e-4"]
     assert main(["train", "--resume", *change, "--override", "train.learnin_rate"]) == 2
     assert capsys.readouterr().err == (
-        "error: --override train.learnin_rate: no field of a recipe; docs/recipe.md has all of them\n"
+        "error: --override train.learnin_rate: no field of a recipe; did you mean train.learning_rate? docs/recipe.md "
+        "has all of them\n"
     )
     assert main(["train", "--resume", *change, "--override", "train.learning_rate"]) == 0
     line = "from epoch 2 on: train.learning_rate 0.0001, before 0.01"
@@ -150,6 +151,20 @@ REFUSED = {
     "override without resume": (
         ["train", "small.yaml", "--override", "seed"], 2,
         "--override: nothing is gone on with; add --resume, or leave it out",
+    ),
+    "override without a field": (
+        ["train", "--resume", "--override"], 2,
+        "option '--override' requires an argument; name a field that may differ, such as --override "
+        "train.learning_rate",
+    ),
+    "override before an option": (
+        ["train", "--resume", "--override", "--set", "seed=1"], 2,
+        "--override: '--set' is no field; name a field that may differ, such as --override train.learning_rate",
+    ),
+    "override with a value": (
+        ["train", "--resume", "--override", "train.learning_rate=1e-4"], 2,
+        "--override train.learning_rate=1e-4: takes a field without a value; write --set train.learning_rate=1e-4 "
+        "--override train.learning_rate",
     ),
     "no recipe": (["train"], 2, "sdpo train: no recipe; try `sdpo train recipes/quickstart.yaml`"),
     "missing recipe": (["train", "nosuch.yaml"], 2, r"nosuch.yaml: no such recipe; .*shipped recipes: .*quickstart.*"),

@@ -239,7 +239,7 @@ class TestRecipes:
 
     def test_steps_that_the_schedule_has_not(self, folder, capsys):
         assert self.error(folder, capsys, "{scheduler: lcm}", 51) == (
-            f"error: {folder / 'model'}: 51 steps cannot be sampled; use 1 to 50 steps\n"
+            f"error: r.yaml: rollout.steps, {folder / 'model'}: 51 steps cannot be sampled; use 1 to 50 steps\n"
         )
 
     def test_options_that_are_unknown_or_wrong(self, folder, capsys):

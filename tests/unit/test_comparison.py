@@ -21,6 +21,7 @@ from sdpo_cli.engine.comparison import (
     tabulate,
     value_at,
 )
+from sdpo_cli.engine.comparison_pace import Made, Work, foreseen
 from sdpo_cli.engine.comparison_plan import (
     Arm,
     Budget,
@@ -30,10 +31,17 @@ from sdpo_cli.engine.comparison_plan import (
     parse_budget,
     parse_holding,
 )
-from sdpo_cli.engine.comparison_table import comparison_json, comparison_markdown, leading, main_table
+from sdpo_cli.engine.comparison_table import (
+    comparison_json,
+    comparison_markdown,
+    leading,
+    main_table,
+    stored_comparison,
+)
 from sdpo_cli.engine.credit import queries_per_prompt
 from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
+from sdpo_cli.recipe import dump_recipe
 from sdpo_cli.registry import load_recipe
 
 KEY = (4, "style")
@@ -85,6 +93,13 @@ def test_the_table_in_words():
     )
 
 
+def test_runs_to_come_take_as_long_an_epoch_as_those_before_them():
+    made = [Made("sdpo", 10, 60.0), Made("sdpo", 5, 15.0), Made("ddpo", 10, 20.0), Made("ddpo", 0, 99.0)]
+    assert foreseen(made, [Work("sdpo", 10)]) == pytest.approx(10 * 75 / 15)
+    assert foreseen(made, [Work("ddpo", 4), Work("grpo", 5)]) == pytest.approx(4 * 2 + 5 * 95 / 25)
+    assert foreseen(made[3:], [Work("ddpo", 4)]) is None
+
+
 def cell(arm, mean, spread):
     return Cell(arm, "images", 128, 4, "style", 0.3, mean, spread, 1 if spread is None else 3)
 
@@ -120,12 +135,19 @@ def test_the_limit_of_t_is_that_of_printed_tables(freedom, limit, off):
 
 
 def test_the_table_for_programs_holds_every_point():
-    found = json.loads(comparison_json(tabulate(CURVES), CURVES))
+    found = json.loads(comparison_json(tabulate(CURVES), CURVES, ["style"]))
     assert found["runs"][2]["points"][2] == {
         "images": 192, "queries": 192, "means": [{"steps": 4, "measure": "style", "mean": 0.8}]
     }  # fmt: skip
     assert len(found["table"]) == 4
     assert found["held"] == []
+
+
+def test_a_stored_comparison_shows_the_table_that_was_shown_then(tmp_path):
+    cells = [*tabulate(BOUGHT), *tabulate(BOUGHT, Holding("style", 0.1))]
+    for some, trained in [(cells, ["style"]), (tabulate(BOUGHT), ["alignment"])]:
+        (tmp_path / "comparison.json").write_text(comparison_json(some, BOUGHT, trained))
+        assert list(stored_comparison(tmp_path).cells) == main_table(some, trained)
 
 
 def bought(arm, seed, *points):
@@ -172,7 +194,7 @@ def test_the_table_of_what_was_reached_while_a_measure_held():
         ("greedy", "queries", 128), ("modest", "queries", 128)
     ]  # fmt: skip
     assert cells[2].mean == pytest.approx((0.5 + 0.3) / 2)
-    found = json.loads(comparison_json([*tabulate(BOUGHT), *cells], BOUGHT))
+    found = json.loads(comparison_json([*tabulate(BOUGHT), *cells], BOUGHT, ["style"]))
     assert (len(found["table"]), len(found["held"])) == (8, 4)
     assert found["held"][1]["holding"] == {"measure": "alignment", "drop": 0.1}
     assert found["held"][1]["mean"] == pytest.approx(0.6)
@@ -274,6 +296,22 @@ def test_a_part_whose_rollouts_are_too_short_is_refused_before_any_run_is_made(t
     assert str(fault.value) == (
         "quickstart: rollout.steps: no action of a 1-step rollout earns a reward of its own; use 2 or more steps"
     )
+
+
+def test_a_budget_that_a_run_has_outspent_is_refused_by_its_name(tmp_path):
+    for trial, epochs in zip(planned(tmp_path, "sdpo,ddpo", Budget("images", 300)), (12, 9), strict=False):
+        folder = RunFolder(trial.folder)
+        (folder.checkpoints / f"epoch-{epochs:05d}").mkdir(parents=True)
+        folder.recipe.write_text(dump_recipe(trial.resolved.recipe))
+    planned(tmp_path, "sdpo,ddpo", Budget("images", 384))
+    for unit, amount, spent in [("images", 200, 384), ("queries", 512, 1152)]:
+        with pytest.raises(UsageError) as fault:
+            planned(tmp_path, "sdpo,ddpo", Budget(unit, amount))
+        assert str(fault.value) == (
+            f"--budget {unit}={amount}: is less than sdpo-seed0 has spent: {unit}={spent}; give {unit}={spent} or "
+            "more, or choose another --out"
+        )
+        planned(tmp_path, "sdpo,ddpo", Budget(unit, spent))
 
 
 def test_a_part_of_other_pairs_keeps_them_however_they_are_written(tmp_path):

@@ -381,6 +381,19 @@ def test_every_fault_is_told_at_once_each_with_its_place() -> None:
             ["rollout.eta: 0 leaves cps without noise, so there is nothing to learn from; " + ETA_REMEDY],
         ),
         ("eval: {steps: [4, 2, 4]}", ["eval.steps: lists a step count twice; use [2, 4]"]),
+        ("eval: {steps: '1, 2'}", ["eval.steps: '1, 2' should be a list; write eval.steps=[1,2]"]),
+        ("eval: {steps: 4}", ["eval.steps: 4 should be a list; write eval.steps=[4]"]),
+        ("eval: {steps: ''}", ["eval.steps: '' should be a list; put it between [ and ]"]),
+        ("eval: {steps: '{1'}", ["eval.steps: '{1' should be a list; put it between [ and ]"]),
+        ("eval: {steps: null}", ["eval.steps: null should be a list"]),
+        ("eval: {steps: {a: 2}}", ["eval.steps: {'a': 2} should be a list"]),
+        (
+            "guard: {keep_best: {measure: kl_base, steps: 2}, stop_if: [{measure: kl_base, above: 1, steps: 1}]}",
+            [
+                "guard.keep_best.steps: 2 should be a list; write guard.keep_best.steps=[2]",
+                "guard.stop_if.0.steps: 1 should be a list; write [1]",
+            ],
+        ),
         ("eval: {steps: []}", ["eval.steps: [] should be a list of at least 1"]),
         (
             "rollout: {eta: 2, steps: 0}",
@@ -417,6 +430,16 @@ def test_every_fault_is_told_at_once_each_with_its_place() -> None:
 )
 def test_fields_that_do_not_go_together(more: str, faults: list[str]) -> None:
     assert faults_of(BARE + more) == [f"x.yaml: {fault}" for fault in faults]
+
+
+def test_words_between_commas_are_meant_as_a_list_and_a_single_one_need_not_be() -> None:
+    other = "should be 'attention' or 'linear' or a list"
+    for targets, fault in [
+        ("'to_q, to_k'", f"'to_q, to_k' {other}; write model.lora.targets=[to_q,to_k]"),
+        ("atention", f"'atention' {other}"),
+    ]:
+        found = faults_of(f"prompts: p\nreward: r\nmodel: {{name: m, lora: {{targets: {targets}}}}}")
+        assert found == [f"x.yaml: model.lora.targets: {fault}"]
 
 
 @pytest.mark.parametrize(

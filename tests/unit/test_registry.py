@@ -141,7 +141,7 @@ def test_faults_of_fields_names_and_options_come_together() -> None:
         "r.yaml: model: no base model or folder named 'tinny'; did you mean tiny? installed: stable, tiny",
         "r.yaml: prompts: no prompt source or file named 'animal'; did you mean animals? installed: animals, file",
         "r.yaml: reward.sharp.gain: 9 should be at most 5",
-        "r.yaml: reward.sharp.words: 'a' should be a list",
+        "r.yaml: reward.sharp.words: 'a' should be a list; write reward.sharp.words=[a]",
         "r.yaml: reward.sharp.depth.mod: unknown field; did you mean mode?",
         "r.yaml: reward.sharp.gian: unknown field; did you mean gain?",
         "r.yaml: reward.sharp.wieght: unknown field; did you mean weight?",

@@ -237,7 +237,7 @@ def test_what_a_server_is_asked_is_what_the_protocol_says():
     ("urls", "fault"),
     [
         ([], "http.urls: [] should be a list of at least 1"),
-        (3, "http.urls: 3 should be a list"),
+        (3, "http.urls: 3 should be a list; write reward.http.urls=[3]"),
         ("ftp://a", "'ftp://a' should be a URL such as http://127.0.0.1:8765"),
         ("http://", "'http://' should be a URL such as http://127.0.0.1:8765"),
         ("http://a:99999", "'http://a:99999' should be a URL such as http://127.0.0.1:8765"),
