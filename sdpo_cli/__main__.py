@@ -40,7 +40,7 @@ class Outlet(io.FileIO):
             if isinstance(fault, BrokenPipeError):
                 raise
             Outlet.failed = True
-            from sdpo_cli.engine.files import writing  # not before it is needed: --help is to be quick
+            from sdpo_cli.engine.disk.files import writing  # not before it is needed: --help is to be quick
 
             with writing(Path(f"standard {'error' if self.fileno() == 2 else 'output'}")):
                 raise

@@ -19,7 +19,7 @@ from sdpo_cli.commands.sample import sample
 from sdpo_cli.commands.score import score
 from sdpo_cli.commands.serve_reward import serve_reward
 from sdpo_cli.commands.train import OVERRIDE_REMEDY, train
-from sdpo_cli.engine.team import launched
+from sdpo_cli.engine.training.team import launched
 from sdpo_cli.errors import SdpoError, UsageError, one_line
 
 INTERRUPTED = 130

@@ -15,15 +15,15 @@ import torch
 from sdpo_cli import maths
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import LearningPlan
-from sdpo_cli.engine.credit import (
+from sdpo_cli.engine.learning.credit import (
     KeyRewards,
     ask_rewards,
     dense_rewards,
     key_rewards,
     queried_steps,
 )
-from sdpo_cli.engine.rollout import Draw, Rollouts, encode_distinct, first_rewarded_step, roll_out
-from sdpo_cli.engine.scorer import Scorer
+from sdpo_cli.engine.learning.rollout import Draw, Rollouts, encode_distinct, first_rewarded_step, roll_out
+from sdpo_cli.engine.rewards.scorer import Scorer
 from sdpo_cli.engine.setup import distinct_rewards, load_rewards, pick_device
 from sdpo_cli.registry import chosen_rewards, load_registry
 

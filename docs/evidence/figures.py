@@ -8,7 +8,7 @@ from pathlib import Path
 from arms import MEASURES
 from reading import FOLDER, HOLDING, STEPS, read
 
-from sdpo_cli.engine.comparison_figure import draw_comparison, draw_trade_off
+from sdpo_cli.engine.comparing.figure import draw_comparison, draw_trade_off
 
 HERE = Path(__file__).parent
 PLACE = HERE if FOLDER.parent == HERE else FOLDER

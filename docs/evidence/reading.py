@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from arms import MEASURES
 
-from sdpo_cli.engine.comparison import (
+from sdpo_cli.engine.comparing.comparison import (
     Cell,
     Curve,
     Holding,

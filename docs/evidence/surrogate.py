@@ -14,9 +14,9 @@ from torch import nn
 from sdpo_cli import maths
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import LearningPlan
-from sdpo_cli.engine.credit import ask_rewards, key_rewards
-from sdpo_cli.engine.rollout import Draw, draw_prompts, encode_distinct, roll_out
-from sdpo_cli.engine.scorer import Scorer
+from sdpo_cli.engine.learning.credit import ask_rewards, key_rewards
+from sdpo_cli.engine.learning.rollout import Draw, draw_prompts, encode_distinct, roll_out
+from sdpo_cli.engine.rewards.scorer import Scorer
 from sdpo_cli.engine.setup import distinct_rewards, load_rewards, pick_device
 from sdpo_cli.registry import chosen_rewards, load_registry
 

@@ -30,7 +30,7 @@ from reading import (
 )
 from search import chosen, worded
 
-from sdpo_cli.engine.comparison import is_told_apart
+from sdpo_cli.engine.comparing.comparison import is_told_apart
 
 NAMES = {"style": "style", "jpeg": "JPEG", "colour": "colour"}
 

@@ -8,7 +8,7 @@ import typer
 from sdpo_cli.commands.completion import complete_recipe
 
 if TYPE_CHECKING:
-    from sdpo_cli.engine.bench_record import BenchResult
+    from sdpo_cli.engine.benching.record import BenchResult
 
 
 def bench(
@@ -39,7 +39,7 @@ def bench(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.files import check_named, check_writable, write_text
+    from sdpo_cli.engine.disk.files import check_named, check_writable, write_text
     from sdpo_cli.registry import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
@@ -47,9 +47,9 @@ def bench(
         check_named(against)
     if json:
         check_writable(json)
-    from sdpo_cli.engine.bench import bench as measure  # imports torch, which takes seconds
-    from sdpo_cli.engine.bench import conditions
-    from sdpo_cli.engine.bench_record import as_json, check_comparable, read_result
+    from sdpo_cli.engine.benching.bench import bench as measure  # imports torch, which takes seconds
+    from sdpo_cli.engine.benching.bench import conditions
+    from sdpo_cli.engine.benching.record import as_json, check_comparable, read_result
 
     earlier = read_result(against) if against else None
     if earlier and against:

@@ -9,7 +9,7 @@ import typer
 from sdpo_cli.commands.completion import complete_recipe
 
 if TYPE_CHECKING:
-    from sdpo_cli.engine.comparison_table import Compared
+    from sdpo_cli.engine.comparing.table import Compared
 
 OBJECTIVES = "sdpo,ddpo,prdp,d3po,grpo"
 HoldingOption = Annotated[
@@ -68,8 +68,7 @@ def compare(
 
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.eval import step_counts
-    from sdpo_cli.engine.artifacts import new_folder
-    from sdpo_cli.engine.comparison_plan import (
+    from sdpo_cli.engine.comparing.plan import (
         check_arms,
         check_sources,
         is_comparison,
@@ -77,7 +76,8 @@ def compare(
         parse_budget,
         parse_holding,
     )
-    from sdpo_cli.engine.comparison_table import stored_comparison
+    from sdpo_cli.engine.comparing.table import stored_comparison
+    from sdpo_cli.engine.disk.artifacts import new_folder
 
     if len(sources) == 1 and is_comparison(sources[0]):
         check_asks_nothing_else(context)
@@ -88,13 +88,13 @@ def compare(
     arms, shared = parse_arms(objectives, [*counts, *(overrides or [])])
     if check_sources(sources):
         folder = new_folder(out, Path("comparisons") / "runs")
-        from sdpo_cli.engine.compare import compare_runs  # imports torch, which takes seconds
+        from sdpo_cli.engine.comparing.compare import compare_runs  # imports torch, which takes seconds
 
         events = compare_runs([Path(one) for one in sources], folder, held)
     else:
         folder = out or Path("comparisons") / Path(sources[0]).stem
         check_arms(sources[0], arms, shared, held)
-        from sdpo_cli.engine.compare import compare_trials, plan_trials
+        from sdpo_cli.engine.comparing.compare import compare_trials, plan_trials
 
         events = compare_trials(plan_trials(sources[0], arms, shared, seeds, spent, points, folder), folder, held)
     print_comparison(show(events, Console(stderr=True), quiet=quiet), folder, quiet=quiet)

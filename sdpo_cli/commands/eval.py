@@ -49,7 +49,7 @@ def evaluate(
 
     from sdpo_cli.commands.display import show
     from sdpo_cli.commands.tables import print_report
-    from sdpo_cli.engine.artifacts import new_folder
+    from sdpo_cli.engine.disk.artifacts import new_folder
     from sdpo_cli.engine.sources import find_source
 
     counts, found = step_counts(steps) if steps else None, find_source(source)

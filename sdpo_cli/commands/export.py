@@ -34,7 +34,7 @@ def export(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.artifacts import new_folder
+    from sdpo_cli.engine.disk.artifacts import new_folder
     from sdpo_cli.engine.sources import adapter_folder
 
     place, of_run = adapter_folder(run)

@@ -79,7 +79,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
     """Write the files into a new folder, all or none. UsageError where it exists, ArtifactError where it cannot be."""
     import tempfile
 
-    from sdpo_cli.engine.files import writing
+    from sdpo_cli.engine.disk.files import writing
     from sdpo_cli.errors import UsageError
 
     if folder.exists() or folder.is_symlink():

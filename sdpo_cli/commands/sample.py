@@ -38,13 +38,13 @@ def sample(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.artifacts import new_folder
+    from sdpo_cli.engine.disk.artifacts import new_folder
     from sdpo_cli.engine.sources import find_source
 
     found = find_source(source)
     folder = new_folder(out, Path("samples") / found.label)
     say_fallback(source, found, quiet=quiet)
-    from sdpo_cli.engine.drawing import Order, draw_into  # imports torch, which takes seconds
+    from sdpo_cli.engine.evaluating.drawing import Order, draw_into  # imports torch, which takes seconds
     from sdpo_cli.engine.setup import load_model, schedule_for
 
     model = load_model(found, device)

@@ -13,7 +13,7 @@ from sdpo_cli.commands.sources import DeviceOption
 
 if TYPE_CHECKING:
     from sdpo_cli.api import Prompt, RewardSpec
-    from sdpo_cli.engine.scores import ScoreReport
+    from sdpo_cli.engine.rewards.scores import ScoreReport
     from sdpo_cli.registry import Chosen
 
 
@@ -52,13 +52,13 @@ def score(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.pictures import find_pictures, with_prompts
+    from sdpo_cli.engine.rewards.pictures import find_pictures, with_prompts
     from sdpo_cli.errors import PluginError
     from sdpo_cli.registry import chosen_rewards
 
     chosen = chosen_rewards(reward, "--reward")
     found, given = find_pictures(images), given_prompts(prompts)
-    from sdpo_cli.engine.scores import score_files  # imports torch, which takes seconds
+    from sdpo_cli.engine.rewards.scores import score_files  # imports torch, which takes seconds
     from sdpo_cli.engine.setup import pick_device
 
     pictures = with_prompts(found, given, prompts)
@@ -76,8 +76,8 @@ def score(
 def loaded_rewards(chosen: "Sequence[Chosen[RewardSpec]]", device: str) -> list[Any]:
     """The rewards ready to score, each once."""
     from sdpo_cli.api import LoadContext
-    from sdpo_cli.engine.scores import FileReward
-    from sdpo_cli.engine.scoring import full_version
+    from sdpo_cli.engine.rewards.scores import FileReward
+    from sdpo_cli.engine.rewards.scoring import full_version
 
     context = LoadContext(device=device)
     loaded = [(one, one.load(context)) for one in chosen]

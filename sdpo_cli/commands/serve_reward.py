@@ -11,7 +11,7 @@ from sdpo_cli.commands.sources import DeviceOption
 if TYPE_CHECKING:
     from sdpo_cli.api import RewardSpec
     from sdpo_cli.api.remote import Limits
-    from sdpo_cli.engine.serving import Service
+    from sdpo_cli.engine.rewards.serving import Service
     from sdpo_cli.registry import Chosen
 
 TOKEN = "SDPO_REWARD_TOKEN"
@@ -58,7 +58,7 @@ def serve_reward(
         fault = f"{host} is open to others, and there is no token"
         raise UsageError(fault, place="--host", remedy=f"set {TOKEN}, or listen at 127.0.0.1")
     chosen = chosen_reward(name, overrides or [])
-    from sdpo_cli.engine.serving import listening, make_app, serve  # imports torch, which takes seconds
+    from sdpo_cli.engine.rewards.serving import listening, make_app, serve  # imports torch, which takes seconds
 
     service = loaded_service(chosen, limits, token, device)
     app = make_app(service)
@@ -111,8 +111,8 @@ def loaded_service(chosen: "Chosen[RewardSpec]", limits: "Limits", token: str | 
     """The reward, loaded, and what is said about it."""
     from sdpo_cli.api import LoadContext
     from sdpo_cli.api.remote import Info
-    from sdpo_cli.engine.scoring import full_version
-    from sdpo_cli.engine.serving import Service
+    from sdpo_cli.engine.rewards.scoring import full_version
+    from sdpo_cli.engine.rewards.serving import Service
     from sdpo_cli.engine.setup import pick_device
     from sdpo_cli.registry.lookup import path_options
 

@@ -6,8 +6,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdpo_cli.engine.comparison import Cell
-    from sdpo_cli.engine.records import EvaluationReport, Interval, StepResult
+    from sdpo_cli.engine.comparing.comparison import Cell
+    from sdpo_cli.engine.evaluating.records import EvaluationReport, Interval, StepResult
 
 
 def print_report(report: "EvaluationReport") -> None:
@@ -42,8 +42,8 @@ def print_cells(found: "Sequence[Cell]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from sdpo_cli.engine.comparison import step_word
-    from sdpo_cli.engine.comparison_table import figure, heading, leading, written
+    from sdpo_cli.engine.comparing.comparison import step_word
+    from sdpo_cli.engine.comparing.table import figure, heading, leading, written
 
     by_steps = {
         steps: [cell for cell in found if cell.steps == steps] for steps in dict.fromkeys(c.steps for c in found)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sdpo_cli.engine.events import Event
-    from sdpo_cli.engine.run_request import Trained
+    from sdpo_cli.engine.training.run_request import Trained
 
 
 OVERRIDE_REMEDY = "name a field that may differ, such as --override train.learning_rate"
@@ -53,13 +53,13 @@ def train(
     from rich.console import Console
 
     from sdpo_cli.commands.display import show
-    from sdpo_cli.engine.artifacts import latest_run
-    from sdpo_cli.engine.run_request import check_start, find_run, finished_run
-    from sdpo_cli.engine.team import assembled, launched
+    from sdpo_cli.engine.disk.artifacts import latest_run
+    from sdpo_cli.engine.training.run_request import check_start, find_run, finished_run
+    from sdpo_cli.engine.training.team import assembled, launched
     from sdpo_cli.registry import load_recipe
 
     if launched()[0]:
-        from sdpo_cli.engine.worker import work
+        from sdpo_cli.engine.training.worker import work
 
         work()
         return
@@ -99,11 +99,11 @@ def check_asked(recipe: str | None, out: Path | None, override: list[str], *, re
 
 
 def with_torch(begin: "Callable[[ModuleType], Generator[Event, None, Trained]]") -> "Generator[Event, None, Trained]":
-    """What `begin` makes of `sdpo_cli.engine.run`, which imports torch: that takes seconds, and is shown."""
+    """What `begin` makes of `sdpo_cli.engine.training.run`, which imports torch: that takes seconds, and is shown."""
     from sdpo_cli.engine.events import StageStarted
 
     yield StageStarted("load", 0, 0)
-    from sdpo_cli.engine import run
+    from sdpo_cli.engine.training import run
 
     return (yield from begin(run))
 

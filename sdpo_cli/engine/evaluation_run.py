@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdpo_cli.api import LoadContext, PromptSourceSpec, RewardSpec
-from sdpo_cli.engine.artifacts import library_versions
-from sdpo_cli.engine.evaluate import Evaluation, Plan, evaluate
+from sdpo_cli.engine.disk.artifacts import library_versions
+from sdpo_cli.engine.disk.files import write_bytes, write_json_lines, write_text
+from sdpo_cli.engine.disk.images import png_bytes
+from sdpo_cli.engine.evaluating.evaluate import Evaluation, Plan, evaluate
+from sdpo_cli.engine.evaluating.grids import SHOWN, before_after
+from sdpo_cli.engine.evaluating.records import to_json
+from sdpo_cli.engine.evaluating.report import Picture, ReportPage, render_report
 from sdpo_cli.engine.events import Event, FileWritten, StageStarted
-from sdpo_cli.engine.files import write_bytes, write_json_lines, write_text
-from sdpo_cli.engine.grids import SHOWN, before_after
-from sdpo_cli.engine.images import png_bytes
-from sdpo_cli.engine.records import to_json
-from sdpo_cli.engine.report import Picture, ReportPage, render_report
 from sdpo_cli.engine.setup import listed, load_model, load_prompts, load_rewards, pick_device, schedule_for
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import UsageError

@@ -14,16 +14,16 @@ from sdpo_cli.api.finetune import WEIGHTS as FULL_WEIGHTS
 from sdpo_cli.api.lora_file import from_diffusers, kohya_tensors, read_lora
 from sdpo_cli.api.lora_place import WEIGHTS
 from sdpo_cli.api.tensors import Mergeable
-from sdpo_cli.engine.adapter_files import AdapterFiles, adapter_files, base_changes
-from sdpo_cli.engine.artifacts import RunFolder, library_versions
-from sdpo_cli.engine.changes import recorded
+from sdpo_cli.engine.disk.artifacts import RunFolder, library_versions
+from sdpo_cli.engine.disk.changes import recorded
+from sdpo_cli.engine.disk.files import read_text, writing
+from sdpo_cli.engine.evaluating.guarding import account_of
+from sdpo_cli.engine.evaluating.records import from_json
+from sdpo_cli.engine.evaluating.report import ModelCard, render_model_card
 from sdpo_cli.engine.events import Event, FileWritten, StageStarted
-from sdpo_cli.engine.files import read_text, writing
-from sdpo_cli.engine.guarding import account_of
-from sdpo_cli.engine.records import from_json
-from sdpo_cli.engine.report import ModelCard, render_model_card
 from sdpo_cli.engine.setup import load_model
 from sdpo_cli.engine.sources import Source, run_source
+from sdpo_cli.engine.training.adapter_files import AdapterFiles, adapter_files, base_changes
 from sdpo_cli.errors import UsageError
 
 Format = Literal["diffusers", "kohya", "merged"]

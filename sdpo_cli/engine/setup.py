@@ -12,13 +12,13 @@ import torch
 from sdpo_cli.api import LoadContext, Prompt
 from sdpo_cli.api.hub import check_downloads
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Objective
-from sdpo_cli.engine.artifacts import adapter_place
-from sdpo_cli.engine.evaluate import Plan
+from sdpo_cli.engine.disk.artifacts import adapter_place
+from sdpo_cli.engine.evaluating.evaluate import Plan
 from sdpo_cli.engine.events import Event, StageStarted
+from sdpo_cli.engine.learning.optimizer import check_optimizer
+from sdpo_cli.engine.learning.rollout import action_steps, first_rewarded_step
 from sdpo_cli.engine.number_formats import check_dtype
-from sdpo_cli.engine.optimizer import check_optimizer
-from sdpo_cli.engine.rollout import action_steps, first_rewarded_step
-from sdpo_cli.engine.scoring import LoadedReward, full_version
+from sdpo_cli.engine.rewards.scoring import LoadedReward, full_version
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import PluginError, RecipeError, UsageError, one_line
 from sdpo_cli.maths import Kernel, Schedule, StepStatistics, kernel_for, with_floor

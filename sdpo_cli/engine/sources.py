@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from sdpo_cli.api import BaseModelSpec
-from sdpo_cli.engine.artifacts import RUNS, RunFolder, is_run, latest_run
+from sdpo_cli.engine.disk.artifacts import RUNS, RunFolder, is_run, latest_run
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
 from sdpo_cli.recipe import ModelSection, did_you_mean, read_recipe, shipped_recipes, validate
 from sdpo_cli.recipe.paths import user_path

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdpo_cli.api import Example, LoadContext
 from sdpo_cli.api.hub import check_downloads
 from sdpo_cli.api.tensors import Reward, ScoreRequest
-from sdpo_cli.engine.images import read_image
+from sdpo_cli.engine.disk.images import read_image
 from sdpo_cli.errors import ArtifactError, PluginError
 from sdpo_cli.registry import Plugin, load_registry
 from sdpo_cli.testing.laws import Verdict, require, verdict

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from sdpo_cli.engine.locking import locked
+from sdpo_cli.engine.disk.locking import locked
 from sdpo_cli.main import main
 
 SMALL = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_cli.engine.locking import LOCK
+from sdpo_cli.engine.disk.locking import LOCK
 from sdpo_cli.main import main
 
 REWARD = """\

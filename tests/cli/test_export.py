@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditio
 from PIL import Image
 
 from sdpo_cli.builtin.models import EMOJI_TURBO
-from sdpo_cli.engine.run_request import check_start
+from sdpo_cli.engine.training.run_request import check_start
 from sdpo_cli.errors import SdpoError
 from sdpo_cli.main import main
 from sdpo_cli.registry import load_recipe

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from sdpo_cli.api.tensors import ScoreResult
+from sdpo_cli.engine.disk.images import write_png
 from sdpo_cli.engine.events import Note
-from sdpo_cli.engine.file_rewards import GIVE_UP, FileReward
-from sdpo_cli.engine.images import write_png
-from sdpo_cli.engine.pictures import find_pictures, with_prompts
-from sdpo_cli.engine.scores import score_files
+from sdpo_cli.engine.rewards.file_rewards import GIVE_UP, FileReward
+from sdpo_cli.engine.rewards.pictures import find_pictures, with_prompts
+from sdpo_cli.engine.rewards.scores import score_files
 from sdpo_cli.errors import ArtifactError, PluginError, UsageError
 from sdpo_cli.main import main
 

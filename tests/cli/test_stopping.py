@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_cli.engine.checkpoint import newest_snapshot
+from sdpo_cli.engine.training.checkpoint import newest_snapshot
 from sdpo_cli.main import main
 
 COMMAND = ("-m", "sdpo_cli")

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.run_request import finished_run
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.training.run_request import finished_run
 from sdpo_cli.main import main
 
 

@@ -20,7 +20,7 @@ FILE_WORK = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.trunc
 """Audit events of Python at which a child may end itself: just before the file or folder is touched."""
 
 IMPORTED = (
-    "sdpo_cli.main", "sdpo_cli.engine.compare", "sdpo_cli.builtin.models", "sdpo_cli.builtin.rewards",
+    "sdpo_cli.main", "sdpo_cli.engine.comparing.compare", "sdpo_cli.builtin.models", "sdpo_cli.builtin.rewards",
     "sdpo_cli.builtin.prompts", "sdpo_cli.builtin.objectives", "sdpo_cli.builtin.models.unet",
     "sdpo_cli.api.diffusers_load", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "peft",
     "tensorboardX", "matplotlib.figure", "matplotlib.backends.backend_agg",

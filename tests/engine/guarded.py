@@ -8,12 +8,12 @@ from pathlib import Path
 
 import tiny
 
-from sdpo_cli.engine.artifacts import RunFolder, write_recipe
-from sdpo_cli.engine.changes import Resumption
+from sdpo_cli.engine.disk.artifacts import RunFolder, write_recipe
+from sdpo_cli.engine.disk.changes import Resumption
 from sdpo_cli.engine.events import EpochDone, Event, Resumed
-from sdpo_cli.engine.run import keep_records
 from sdpo_cli.engine.setup import Setup
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.training.run import keep_records
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.recipe import GuardSection, KeepBestSection, RollbackSection, StopRule, dump_recipe
 
 EPOCHS = 3

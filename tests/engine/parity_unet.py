@@ -24,9 +24,9 @@ from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import BaseModel, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.rollout import encode_distinct, roll_out
-from sdpo_cli.engine.sampling import sample_latents
-from sdpo_cli.engine.update import replay
+from sdpo_cli.engine.evaluating.sampling import sample_latents
+from sdpo_cli.engine.learning.rollout import encode_distinct, roll_out
+from sdpo_cli.engine.learning.update import replay
 from sdpo_cli.maths import kernel_for, with_floor
 
 SEEDS, TEXTS = [0, 1, 12345], ["cat", "two dogs", "owl"]

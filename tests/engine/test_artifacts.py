@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdpo_cli.engine.artifacts import (
+from sdpo_cli.engine.disk.artifacts import (
     RunFolder,
     claim_run_folder,
     forget_after,
@@ -13,7 +13,7 @@ from sdpo_cli.engine.artifacts import (
     sweep,
     write_recipe,
 )
-from sdpo_cli.engine.board import Board
+from sdpo_cli.engine.disk.board import Board
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.errors import ArtifactError, TrainingError, UsageError
 

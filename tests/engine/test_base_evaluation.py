@@ -7,9 +7,9 @@ import tiny
 import torch
 
 from sdpo_cli.api import Prompt
-from sdpo_cli.engine.base_evaluation import base_path, read_base, write_base
-from sdpo_cli.engine.evaluate import Drawn
-from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.evaluating.evaluate import Drawn
+from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training.base_evaluation import base_path, read_base, write_base
 from sdpo_cli.maths.images import to_uint8
 
 SIDE = {

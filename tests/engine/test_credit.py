@@ -5,16 +5,16 @@ import tiny
 import torch
 
 from sdpo_cli.api.tensors import LearningPlan, ScoreRequest, ScoreResult
-from sdpo_cli.engine.credit import (
+from sdpo_cli.engine.learning.credit import (
     ask_rewards,
     assign_credit,
     dense_rewards,
     distinct_queries,
     key_rewards,
 )
-from sdpo_cli.engine.rollout import action_steps, roll_out
-from sdpo_cli.engine.scorer import Scorer
-from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.learning.rollout import action_steps, roll_out
+from sdpo_cli.engine.rewards.scorer import Scorer
+from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.errors import PluginError
 from sdpo_cli.maths import StepStatistics, kernel_for, with_floor
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.changes import Resumption
-from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint
-from sdpo_cli.engine.ema import AVERAGE, averaged, follow
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.disk.changes import Resumption
 from sdpo_cli.engine.events import EpochDone
-from sdpo_cli.engine.run import keep_records
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.learning.ema import AVERAGE, averaged, follow
+from sdpo_cli.engine.training.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint
+from sdpo_cli.engine.training.run import keep_records
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.recipe import GuardSection, KeepBestSection, RollbackSection, StopRule
 
 DECAY = 0.75

@@ -16,11 +16,11 @@ from sdpo_cli.api.lora_file import LoraLayer, diffusers_tensors, from_diffusers,
 from sdpo_cli.api.tensors import AdapterOptions
 from sdpo_cli.builtin.models import load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.adapter_files import adapter_files
+from sdpo_cli.engine.evaluating.sampling import sample_latents
 from sdpo_cli.engine.export import Adapter, Order, export
-from sdpo_cli.engine.rollout import encode_distinct
-from sdpo_cli.engine.sampling import sample_latents
+from sdpo_cli.engine.learning.rollout import encode_distinct
 from sdpo_cli.engine.sources import Source
+from sdpo_cli.engine.training.adapter_files import adapter_files
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import kernel_for
 from sdpo_cli.registry import load_registry

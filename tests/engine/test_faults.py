@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.builtin.objectives.options import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.checkpoint import newest_snapshot
+from sdpo_cli.engine.disk.artifacts import RunFolder
 from sdpo_cli.engine.events import EpochDone
-from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training.checkpoint import newest_snapshot
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import PluginError, TrainingError
 
 

@@ -14,13 +14,13 @@ from sdpo_cli.api.lora_file import from_diffusers, kohya_tensors, read_lora
 from sdpo_cli.api.tensors import AdapterOptions
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.changes import Resumption
-from sdpo_cli.engine.checkpoint import complete_checkpoints
-from sdpo_cli.engine.optimizer import make_optimizer
-from sdpo_cli.engine.rollout import encode_distinct
-from sdpo_cli.engine.sampling import sample_latents
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.disk.changes import Resumption
+from sdpo_cli.engine.evaluating.sampling import sample_latents
+from sdpo_cli.engine.learning.optimizer import make_optimizer
+from sdpo_cli.engine.learning.rollout import encode_distinct
+from sdpo_cli.engine.training.checkpoint import complete_checkpoints
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import ArtifactError
 from sdpo_cli.maths import kernel_for
 from sdpo_cli.recipe import LoraSection, ModelSection, TrainSection

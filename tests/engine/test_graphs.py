@@ -20,16 +20,16 @@ from sdpo_cli.api import graphs
 from sdpo_cli.api.graphs import any_recordings, held_by_recordings, record_passes, state_of
 from sdpo_cli.api.recording import Recording, aliased, answered, kind_of
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan, ScoreRequest, ScoreResult
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.bench import timed
+from sdpo_cli.engine.benching.bench import timed
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.learning.optimizer import make_optimizer
+from sdpo_cli.engine.learning.rollout import roll_out
+from sdpo_cli.engine.learning.update import replay
 from sdpo_cli.engine.memory import fitting, with_room
-from sdpo_cli.engine.optimizer import make_optimizer
-from sdpo_cli.engine.rollout import roll_out
-from sdpo_cli.engine.scorer import THREAD, Scorer
-from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.shares import Seat
-from sdpo_cli.engine.trainer import Run, unrecorded
-from sdpo_cli.engine.update import replay
+from sdpo_cli.engine.rewards.scorer import THREAD, Scorer
+from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training.shares import Seat
+from sdpo_cli.engine.training.trainer import Run, unrecorded
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 

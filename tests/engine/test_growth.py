@@ -10,9 +10,9 @@ from pathlib import Path
 import tiny
 import torch
 
-from sdpo_cli.engine.artifacts import RunFolder, write_recipe
+from sdpo_cli.engine.disk.artifacts import RunFolder, write_recipe
 from sdpo_cli.engine.events import EpochDone
-from sdpo_cli.engine.run import whole_run
+from sdpo_cli.engine.training.run import whole_run
 from sdpo_cli.recipe import GuardSection, KeepBestSection, dump_recipe
 
 

@@ -9,14 +9,14 @@ import torch
 from guarded import EPOCHS, RATE, between_first_and_second, brightness, keeping, run_folder, run_on, watched_setup
 from safetensors.torch import load_file
 
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.changes import Resumption, check_same_run
-from sdpo_cli.engine.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint, write_checkpoint
-from sdpo_cli.engine.ema import AVERAGE
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.disk.changes import Resumption, check_same_run
+from sdpo_cli.engine.evaluating.guarding import judgements
 from sdpo_cli.engine.events import EpochDone, Note, StageStarted
-from sdpo_cli.engine.guarding import judgements
-from sdpo_cli.engine.run import whole_run
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.learning.ema import AVERAGE
+from sdpo_cli.engine.training.checkpoint import checkpoint_path, complete_checkpoints, read_checkpoint, write_checkpoint
+from sdpo_cli.engine.training.run import whole_run
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import ArtifactError, RecipeError, TrainingError
 from sdpo_cli.recipe import (
     GuardSection,

@@ -8,10 +8,10 @@ import torch
 from guarded import EPOCHS, between_first_and_second, keeping, run_folder, run_on, watched_setup
 from safetensors.torch import load_file
 
-from sdpo_cli.engine.changes import Resumption
-from sdpo_cli.engine.checkpoint import checkpoint_path, read_checkpoint
+from sdpo_cli.engine.disk.changes import Resumption
 from sdpo_cli.engine.events import StageStarted
 from sdpo_cli.engine.setup import Setup
+from sdpo_cli.engine.training.checkpoint import checkpoint_path, read_checkpoint
 from sdpo_cli.recipe import GuardSection
 
 

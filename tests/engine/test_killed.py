@@ -10,8 +10,8 @@ import crash
 import pytest
 from PIL import Image
 
-from sdpo_cli.engine.checkpoint import verify
-from sdpo_cli.engine.locking import LOCK
+from sdpo_cli.engine.disk.locking import LOCK
+from sdpo_cli.engine.training.checkpoint import verify
 
 KILLS, INSIDE = 25, 10
 EPOCHS = 3

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from sdpo_cli.engine import locking
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.locking import LOCK, is_locked, locked
-from sdpo_cli.engine.run import resume
+from sdpo_cli.engine.disk import locking
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.disk.locking import LOCK, is_locked, locked
+from sdpo_cli.engine.training.run import resume
 from sdpo_cli.errors import UsageError
 
 

@@ -7,10 +7,10 @@ import tiny
 import torch
 from diffusers import AutoencoderTiny
 
-from sdpo_cli.engine.artifacts import RunFolder
+from sdpo_cli.engine.disk.artifacts import RunFolder
 from sdpo_cli.engine.events import EpochDone
-from sdpo_cli.engine.preview import rewarded_decoder
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.learning.preview import rewarded_decoder
+from sdpo_cli.engine.training.trainer import train
 
 
 @pytest.fixture

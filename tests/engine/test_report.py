@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from sdpo_cli.engine.records import (
+from sdpo_cli.engine.evaluating.records import (
     Diversity,
     EvaluationReport,
     Interval,
@@ -24,7 +24,15 @@ from sdpo_cli.engine.records import (
     to_json,
     win_rate,
 )
-from sdpo_cli.engine.report import DARK, ModelCard, Picture, ReportPage, draw_curves, render_model_card, render_report
+from sdpo_cli.engine.evaluating.report import (
+    DARK,
+    ModelCard,
+    Picture,
+    ReportPage,
+    draw_curves,
+    render_model_card,
+    render_report,
+)
 
 METRICS = [{"epoch": n, "images": 64.0 * n, "reward_first": 0.1 * n, "reward_last": 0.2 * n} for n in (1, 2, 3)]
 RECIPE = "model: emoji-turbo\nreward: {emoji-style: {style: 3d}}\n"

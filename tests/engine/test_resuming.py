@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo_cli.api.tensors import AdapterOptions
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.changes import Change, Resumption, changes_of, check_same_run, recorded
-from sdpo_cli.engine.checkpoint import complete_checkpoints, digest, newest_snapshot
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.disk.changes import Change, Resumption, changes_of, check_same_run, recorded
 from sdpo_cli.engine.events import EpochDone, Note
 from sdpo_cli.engine.setup import Setup
-from sdpo_cli.engine.snapshot import Progress
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.training.checkpoint import complete_checkpoints, digest, newest_snapshot
+from sdpo_cli.engine.training.snapshot import Progress
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import ArtifactError, RecipeError
 
 

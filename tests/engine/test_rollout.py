@@ -10,8 +10,8 @@ import torch
 from torch.distributions import Normal
 
 from sdpo_cli.api.tensors import LearningPlan, Schedule
-from sdpo_cli.engine.rollout import common_steps, draw_prompts, roll_out
-from sdpo_cli.engine.update import check_ratio_is_one, replay
+from sdpo_cli.engine.learning.rollout import common_steps, draw_prompts, roll_out
+from sdpo_cli.engine.learning.update import check_ratio_is_one, replay
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import TRANSITIONS, kernel_for, step_mean, with_floor
 

@@ -6,8 +6,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sdpo_cli.api.tensors import Sampler
-from sdpo_cli.engine.rollout import encode_distinct
-from sdpo_cli.engine.sampling import sample_latents, sample_pictures
+from sdpo_cli.engine.evaluating.sampling import sample_latents, sample_pictures
+from sdpo_cli.engine.learning.rollout import encode_distinct
 from sdpo_cli.maths import kernel_for
 
 SEEDS = [0, 1, 12345]

@@ -12,15 +12,15 @@ import torch
 
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.checkpoint import newest_snapshot
-from sdpo_cli.engine.credit import ask_rewards, key_rewards
-from sdpo_cli.engine.evaluate import Plan, evaluate
-from sdpo_cli.engine.rollout import roll_out, roll_out_parts
-from sdpo_cli.engine.scorer import THREAD, WAITING, Scorer
-from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.shares import Seat, roll_out_and_ask, sample_share
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.evaluating.evaluate import Plan, evaluate
+from sdpo_cli.engine.learning.credit import ask_rewards, key_rewards
+from sdpo_cli.engine.learning.rollout import roll_out, roll_out_parts
+from sdpo_cli.engine.rewards.scorer import THREAD, WAITING, Scorer
+from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training.checkpoint import newest_snapshot
+from sdpo_cli.engine.training.shares import Seat, roll_out_and_ask, sample_share
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import PluginError, UsageError
 from sdpo_cli.registry import load_registry
 

@@ -20,16 +20,16 @@ from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.bench import timed
-from sdpo_cli.engine.optimizer import make_optimizer
-from sdpo_cli.engine.reference import LOGGED_PAIRS
-from sdpo_cli.engine.rollout import roll_out
-from sdpo_cli.engine.scoring import LoadedReward
-from sdpo_cli.engine.shares import Seat
-from sdpo_cli.engine.trainer import Run
-from sdpo_cli.engine.update import plan_updates, replay
-from sdpo_cli.engine.utilisation import Work, counted, matrix_rate, operations
+from sdpo_cli.engine.benching.bench import timed
+from sdpo_cli.engine.benching.utilisation import Work, counted, matrix_rate, operations
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.learning.optimizer import make_optimizer
+from sdpo_cli.engine.learning.reference import LOGGED_PAIRS
+from sdpo_cli.engine.learning.rollout import roll_out
+from sdpo_cli.engine.learning.update import plan_updates, replay
+from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training.shares import Seat
+from sdpo_cli.engine.training.trainer import Run
 from sdpo_cli.errors import UsageError
 from sdpo_cli.maths import kernel_for, with_floor
 

@@ -14,7 +14,7 @@ import pytest
 import ranks
 import torch
 
-from sdpo_cli.engine.checkpoint import newest_snapshot
+from sdpo_cli.engine.training.checkpoint import newest_snapshot
 from sdpo_cli.main import main
 
 RECIPE = """\

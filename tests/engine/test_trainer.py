@@ -15,14 +15,14 @@ from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.builtin.objectives.options import PrdpOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.changes import Resumption
-from sdpo_cli.engine.checkpoint import complete_checkpoints, newest_snapshot
-from sdpo_cli.engine.evaluate import Plan, evaluate
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.disk.changes import Resumption
+from sdpo_cli.engine.evaluating.evaluate import Plan, evaluate
 from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
-from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.signals import stop_signals
-from sdpo_cli.engine.trainer import train
+from sdpo_cli.engine.training.checkpoint import complete_checkpoints, newest_snapshot
+from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import ArtifactError, PluginError, RecipeError
 
 

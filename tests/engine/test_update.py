@@ -15,9 +15,23 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.objectives.options import RebelOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
-from sdpo_cli.engine.reference import base_estimates, compared_with_base, kl_from_base, places_of, with_reference
-from sdpo_cli.engine.rollout import roll_out
-from sdpo_cli.engine.update import Lesson, NonFiniteError, Update, attempt_update, plan_updates, replay, update_policy
+from sdpo_cli.engine.learning.reference import (
+    base_estimates,
+    compared_with_base,
+    kl_from_base,
+    places_of,
+    with_reference,
+)
+from sdpo_cli.engine.learning.rollout import roll_out
+from sdpo_cli.engine.learning.update import (
+    Lesson,
+    NonFiniteError,
+    Update,
+    attempt_update,
+    plan_updates,
+    replay,
+    update_policy,
+)
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 

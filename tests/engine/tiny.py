@@ -26,8 +26,8 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.objectives.options import SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
-from sdpo_cli.engine.rollout import Draw, encode_distinct
-from sdpo_cli.engine.scoring import LoadedReward
+from sdpo_cli.engine.learning.rollout import Draw, encode_distinct
+from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup
 from sdpo_cli.maths import kernel_for, with_floor
 from sdpo_cli.recipe import Choice, ModelSection, Recipe, RewardChoice, RolloutSection, TrainSection

@@ -8,10 +8,10 @@ import torch
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import NoOptions, load_emoji_turbo
-from sdpo_cli.engine.rollout import Draw, draw_prompts, encode_distinct, roll_out
+from sdpo_cli.engine.learning.rollout import Draw, draw_prompts, encode_distinct, roll_out
+from sdpo_cli.engine.learning.update import check_ratio_is_one
 from sdpo_cli.engine.setup import pick_device
-from sdpo_cli.engine.trainer import RATIO_TOLERANCE
-from sdpo_cli.engine.update import check_ratio_is_one
+from sdpo_cli.engine.training.trainer import RATIO_TOLERANCE
 from sdpo_cli.main import main
 from sdpo_cli.maths import kernel_for, with_floor
 from sdpo_cli.registry import load_registry

@@ -17,9 +17,9 @@ from sdpo_cli.api.fused import fuse_blocks
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.learning.rollout import roll_out
+from sdpo_cli.engine.learning.update import replay
 from sdpo_cli.engine.setup import pick_device
-from sdpo_cli.engine.update import replay
 from sdpo_cli.maths import kernel_for, with_floor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

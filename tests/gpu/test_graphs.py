@@ -15,14 +15,14 @@ from sdpo_cli.api.recording import Pool, free_cached
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint, load_xl_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.bench import host_syncs, timed
-from sdpo_cli.engine.optimizer import make_optimizer
-from sdpo_cli.engine.rollout import roll_out
+from sdpo_cli.engine.benching.bench import host_syncs, timed
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.learning.optimizer import make_optimizer
+from sdpo_cli.engine.learning.rollout import roll_out
+from sdpo_cli.engine.learning.update import replay
 from sdpo_cli.engine.setup import pick_device
-from sdpo_cli.engine.shares import Seat
-from sdpo_cli.engine.trainer import Run
-from sdpo_cli.engine.update import replay
+from sdpo_cli.engine.training.shares import Seat
+from sdpo_cli.engine.training.trainer import Run
 from sdpo_cli.main import main
 from sdpo_cli.maths import kernel_for, with_floor
 

@@ -12,9 +12,9 @@ from hostile_cases import cases, edited, edits, junk, outcome, safetensors
 from hypothesis import strategies as st
 
 from sdpo_cli.api.lora_file import read_lora
-from sdpo_cli.engine.checkpoint import newest_snapshot, write_checkpoint
-from sdpo_cli.engine.continuing import check_continues
-from sdpo_cli.engine.snapshot import Progress, Snapshot
+from sdpo_cli.engine.training.checkpoint import newest_snapshot, write_checkpoint
+from sdpo_cli.engine.training.continuing import check_continues
+from sdpo_cli.engine.training.snapshot import Progress, Snapshot
 from sdpo_cli.errors import SdpoError
 from sdpo_cli.maths import StepStatistics
 

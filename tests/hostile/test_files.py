@@ -12,10 +12,10 @@ from PIL import Image
 
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
 from sdpo_cli.builtin.prompts.file import read_prompts
-from sdpo_cli.engine.file_rewards import FileReward
-from sdpo_cli.engine.images import read_image, read_png_text
-from sdpo_cli.engine.pictures import find_pictures, with_prompts
-from sdpo_cli.engine.scores import read_scores, refuse_other_versions, score_files
+from sdpo_cli.engine.disk.images import read_image, read_png_text
+from sdpo_cli.engine.rewards.file_rewards import FileReward
+from sdpo_cli.engine.rewards.pictures import find_pictures, with_prompts
+from sdpo_cli.engine.rewards.scores import read_scores, refuse_other_versions, score_files
 from sdpo_cli.errors import SdpoError
 
 

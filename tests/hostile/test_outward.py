@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sdpo_cli.api.remote import Answer, Info, Limits, first_fault
-from sdpo_cli.engine.drawing import slug
-from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult
-from sdpo_cli.engine.report import Picture, ReportPage, render_report
-from sdpo_cli.engine.serving import RefusedError, Service, score_question
+from sdpo_cli.engine.evaluating.drawing import slug
+from sdpo_cli.engine.evaluating.records import Diversity, EvaluationReport, Interval, StepResult
+from sdpo_cli.engine.evaluating.report import Picture, ReportPage, render_report
+from sdpo_cli.engine.rewards.serving import RefusedError, Service, score_question
 
 
 @cases("file names", st.text(max_size=60) | st.sampled_from(NASTY).map(lambda text: text * 9))

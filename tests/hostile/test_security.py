@@ -27,7 +27,7 @@ FORBIDDEN_CALLS = {
     "yaml.load_all", "np.load", "numpy.load", "pandas.read_pickle",
 }  # fmt: skip
 
-TRUSTED = {"sdpo_cli/engine/team.py": ["torch.load"]}
+TRUSTED = {"sdpo_cli/engine/training/team.py": ["torch.load"]}
 """What the processes of one run send each other is theirs."""
 
 
@@ -106,7 +106,7 @@ def test_decompression_bombs_are_refused_by_the_reward_server(bomb):
     import torch
 
     from sdpo_cli.api.remote import Info
-    from sdpo_cli.engine.serving import RefusedError, Service, score_question
+    from sdpo_cli.engine.rewards.serving import RefusedError, Service, score_question
 
     picture = {"encoding": "png", "height": 1, "width": 1, "data": base64.b64encode(BOMBS[bomb]).decode()}
     reward = load_registry().reward("colorfulness").load(LoadContext())

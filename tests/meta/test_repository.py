@@ -91,7 +91,7 @@ class TestSize:
     def test_functions_stay_small(self, folder, limit):
         nodes = [
             (path, node)
-            for path in (PACKAGE / folder).glob("*.py")
+            for path in (PACKAGE / folder).rglob("*.py")
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.FunctionDef)
         ]

@@ -3,7 +3,7 @@
 import pytest
 
 from sdpo_cli.api.tensors import AdapterOptions
-from sdpo_cli.engine.optimizer import check_optimizer
+from sdpo_cli.engine.learning.optimizer import check_optimizer
 from sdpo_cli.engine.setup import adapter_options
 from sdpo_cli.errors import RecipeError, UsageError
 from sdpo_cli.recipe import ModelSection, TrainSection, dump_recipe
@@ -56,7 +56,7 @@ def test_null_means_the_usual_lora():
 
 
 def test_eight_bits_need_their_library(monkeypatch):
-    monkeypatch.setattr("sdpo_cli.engine.optimizer.find_spec", lambda name: None)
+    monkeypatch.setattr("sdpo_cli.engine.learning.optimizer.find_spec", lambda name: None)
     with pytest.raises(UsageError) as fault:
         check_optimizer(TrainSection(optimizer="adamw8bit"))
     assert str(fault.value) == (

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from sdpo_cli.api.tensors import LearningPlan
-from sdpo_cli.engine.artifacts import RunFolder
-from sdpo_cli.engine.compare import plan_trials
-from sdpo_cli.engine.comparison import (
+from sdpo_cli.engine.comparing.compare import plan_trials
+from sdpo_cli.engine.comparing.comparison import (
     Cell,
     Curve,
     Holding,
@@ -21,8 +20,8 @@ from sdpo_cli.engine.comparison import (
     tabulate,
     value_at,
 )
-from sdpo_cli.engine.comparison_pace import Made, Work, foreseen
-from sdpo_cli.engine.comparison_plan import (
+from sdpo_cli.engine.comparing.pace import Made, Work, foreseen
+from sdpo_cli.engine.comparing.plan import (
     Arm,
     Budget,
     check_arms,
@@ -31,15 +30,16 @@ from sdpo_cli.engine.comparison_plan import (
     parse_budget,
     parse_holding,
 )
-from sdpo_cli.engine.comparison_table import (
+from sdpo_cli.engine.comparing.table import (
     comparison_json,
     comparison_markdown,
     leading,
     main_table,
     stored_comparison,
 )
-from sdpo_cli.engine.credit import queries_per_prompt
-from sdpo_cli.engine.records import Diversity, EvaluationReport, Interval, StepResult, to_json
+from sdpo_cli.engine.disk.artifacts import RunFolder
+from sdpo_cli.engine.evaluating.records import Diversity, EvaluationReport, Interval, StepResult, to_json
+from sdpo_cli.engine.learning.credit import queries_per_prompt
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
 from sdpo_cli.recipe import dump_recipe
 from sdpo_cli.registry import load_recipe

@@ -13,7 +13,7 @@ import torch
 
 from sdpo_cli.api import LoadContext, RewardSpec
 from sdpo_cli.api.tensors import ScoreRequest
-from sdpo_cli.engine.scoring import checked_score
+from sdpo_cli.engine.rewards.scoring import checked_score
 from sdpo_cli.errors import PluginError, RecipeError, UsageError
 from sdpo_cli.main import main
 from sdpo_cli.registry import Plugin, Registry, load_recipe, load_registry
@@ -201,7 +201,7 @@ def test_what_goes_wrong_inside_is_told_with_its_line(tmp_path, body, line):
 
 
 def test_stored_scores_of_another_version_are_never_mixed(tmp_path, monkeypatch, capsys):
-    from sdpo_cli.engine.images import write_png
+    from sdpo_cli.engine.disk.images import write_png
 
     monkeypatch.chdir(tmp_path)
     write_png(Path("a.png"), torch.zeros(3, 4, 4), {"prompt": "a dog"})

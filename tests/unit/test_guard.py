@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_cli.engine.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share
+from sdpo_cli.engine.evaluating.guard import Evaluated, Judgement, conclusion, decide, in_words, lr_share
 from sdpo_cli.errors import RecipeError
 from sdpo_cli.recipe import (
     GuardSection,

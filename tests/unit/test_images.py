@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpo_cli.engine import files
-from sdpo_cli.engine.images import picture_grid, read_image, read_png_text, write_png
+from sdpo_cli.engine.disk import files
+from sdpo_cli.engine.disk.images import picture_grid, read_image, read_png_text, write_png
 from sdpo_cli.errors import ArtifactError
 
 

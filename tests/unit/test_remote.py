@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.remote import Question
 from sdpo_cli.api.tensors import ScoreRequest
-from sdpo_cli.engine.scoring import checked_score
+from sdpo_cli.engine.rewards.scoring import checked_score
 from sdpo_cli.errors import PluginError, UsageError
 from sdpo_cli.registry import load_registry
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdpo_cli.api.tensors import ScoreRequest, ScoreResult
-from sdpo_cli.engine.scoring import LoadedReward, checked_score, columns, standardised, weighted_sum
+from sdpo_cli.engine.rewards.scoring import LoadedReward, checked_score, columns, standardised, weighted_sum
 from sdpo_cli.errors import ArtifactError, PluginError
 
 REQUEST = ScoreRequest(torch.tensor([0.2, 0.6])[:, None, None, None].expand(2, 3, 4, 4), ["a dog", "a cat"])

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sdpo_cli.api import LoadContext, Prompt
 from sdpo_cli.api.tensors import BaseModel, LearningPlan
-from sdpo_cli.engine.rollout import Draw, encode_distinct, roll_out
-from sdpo_cli.engine.sampling import sample_latents
-from sdpo_cli.engine.update import replay
+from sdpo_cli.engine.evaluating.sampling import sample_latents
+from sdpo_cli.engine.learning.rollout import Draw, encode_distinct, roll_out
+from sdpo_cli.engine.learning.update import replay
 from sdpo_cli.maths import kernel_for
 from sdpo_cli.registry import load_registry
 

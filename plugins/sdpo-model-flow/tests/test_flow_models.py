@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sdpo_model_flow.families import FAMILIES
 
 from sdpo_cli.api.lora import target_modules
-from sdpo_cli.engine.rollout import encode_distinct
+from sdpo_cli.engine.learning.rollout import encode_distinct
 from sdpo_cli.main import main
 from sdpo_cli.maths import kernel_for
 from sdpo_cli.registry import load_registry

@@ -1,0 +1,1 @@
+"""How long an epoch takes, and what of the hardware it uses."""

@@ -1,0 +1,1 @@
+"""Objectives or settings side by side, over seeds, at equal cost."""

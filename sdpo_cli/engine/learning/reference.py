@@ -1,0 +1,93 @@
+"""What the base model, the adapter left out, says of the states that the policy visited."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sdpo_cli.api.tensors import BaseModel, LearningPlan
+from sdpo_cli.engine.learning.rollout import Rollouts, denoise_rollouts, take
+from sdpo_cli.maths import gaussian_kl, step_mean
+from sdpo_cli.recipe import Recipe
+
+LOGGED_PAIRS = 4
+"""Prompts whose rollouts tell the epoch's divergence from the base model where the loss does not need all of them."""
+
+
+Reference = Callable[[BaseModel, Rollouts, Tensor, int], Tensor]
+"""What `base_estimates` does."""
+
+
+@torch.no_grad()
+def base_estimates(
+    model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int
+) -> Float[Tensor, "R N C H W"]:
+    """The base model's clean estimates at the given (action, pair), which are on the CPU.
+
+    One network evaluation a state, those of `batch` places at a time.
+    """
+    estimates = []
+    with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
+        for some in places.split(batch):
+            step, pair = some.unbind(-1)
+            x_t, shared = rollouts.pick(rollouts.x_t, pair, step), step < rollouts.common[pair]
+            here, row = (one.to(model.device, non_blocking=True) for one in (step, pair))
+            known = take(rollouts.draw.conditioning, row)
+            estimates.append(denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared))
+    return torch.cat(estimates, dim=1)
+
+
+def with_reference(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Float[Tensor, "R N C H W"]) -> Rollouts:
+    """The rollouts with the base model's estimates at the given (action, pair); elsewhere they are 0."""
+    reference = torch.zeros_like(rollouts.x0)
+    step, pair = places.to(reference.device, non_blocking=True).unbind(-1)
+    reference[:, pair, step] = estimates.to(reference.device)
+    return replace(rollouts, reference_x0=reference)
+
+
+def places_of(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
+    """Every (action, pair) of the first `pairs` pairs."""
+    return torch.cartesian_prod(torch.tensor(actions), torch.arange(pairs))
+
+
+def kl_from_base(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Float[Tensor, "R N C H W"]) -> float:
+    """KL divergence of the sampling policy from the base model, nats per element, mean over the (action, pair).
+
+    Exact: both are Gaussians of one std.
+    """
+    step, pair = places.unbind(-1)
+    x_t, x0 = (rollouts.pick(states, pair, step) for states in (rollouts.x_t, rollouts.x0))
+    at = rollouts.kernel.at(step.to(x0.device, non_blocking=True).expand(len(x0), -1))
+    return float(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, estimates, at), at.std).mean())
+
+
+def compared_with_base(
+    model: BaseModel,
+    plan: LearningPlan,
+    recipe: Recipe,
+    rollouts: Rollouts,
+    actions: Sequence[int],
+    batch: int,
+    reference: Reference = base_estimates,
+) -> tuple[Rollouts, dict[str, float]]:
+    """The rollouts with what the loss needs of the base model, and how far the policy is from it.
+
+    `reference` asks the base model.
+
+    Where all weights are trained, the base model's are fetched only if the loss needs them; else the log has no number.
+    """
+    pairs, needed = len(rollouts.draw), plan.reference or recipe.train.kl > 0
+    if not needed and recipe.model.train == "full":
+        return rollouts, {}
+    places = places_of(actions, min(LOGGED_PAIRS, pairs))
+    logged = len(places)
+    if needed and plan.branched:
+        places = torch.cat([places, torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)])
+    elif needed:
+        others = places_of(actions, pairs)
+        places = torch.cat([places, others[others[:, 1] >= LOGGED_PAIRS]])
+    estimates = reference(model, rollouts, places, batch)
+    divergence = {"kl_base": kl_from_base(rollouts, places[:logged], estimates[:, :logged])}
+    return with_reference(rollouts, places, estimates) if needed else rollouts, divergence

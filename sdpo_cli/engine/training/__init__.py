@@ -1,0 +1,1 @@
+"""A training run from its first epoch to its last, over stops, resumes and processes."""
