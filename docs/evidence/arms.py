@@ -112,6 +112,11 @@ CREDIT: Arms = {
     for (name, own), steps in product(CREDITS.items(), (4, 8))
 }
 """What an action is credited with, all rewards asked for, in 4 and in 8 steps."""
+ALIKE: Arms = {
+    f"{name}-{steps}": ("sdpo", (*DENSE, EXACT, f"rollout.steps={steps}", f"objective.sdpo.credit={name}"))
+    for name, steps in product(("next", "trajectory"), (4, 8))
+}
+"""Each action by its own return, and all of a trajectory alike."""
 FOUR = "rollout.steps=4"
 PUBLISHED = (
     CURRENT, OWN_NOISE, FOUR, "objective.sdpo.gamma=0.99", "objective.sdpo.clip=1e-4",

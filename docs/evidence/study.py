@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 
 from arms import (
+    ALIKE,
     CHANGES,
     CREDIT,
     FIFTY,
@@ -131,6 +132,7 @@ def parts(out: Path, machine: Machine) -> None:
     few = ("--seeds=3", "--budget=images=256", "--points=2")
     compare(out / "steps-16", "style", SIXTEEN, machine, *few)
     compare(out / "credit-style", "style", CREDIT, machine, "--seeds=3", "--budget=images=512")
+    compare(out / "alike", "style", ALIKE, machine, "--seeds=3", "--budget=images=512", "--points=4", "--steps=1,4")
     for reward in REWARDS:
         compare(out / f"rates-{reward}", reward, RATES[reward], machine, *few, "--steps=1,4")
     for reward in REWARDS:

@@ -167,6 +167,18 @@ def credit() -> Iterator[str]:
             yield f"{row} {' / '.join(f'{value:.2f}'.replace('0.', '.') for value in reached)} |"
 
 
+def alike() -> Iterator[str]:
+    """Stepwise advantages and one for a whole trajectory: held, and the reward alone."""
+    runs = read("alike")
+    yield from head("", "1 step", "4 steps", "4 steps, after 256 / 512 pictures")
+    for steps in (4, 8):
+        for name, label in {"next": "stepwise (`next`)", "trajectory": "alike (`trajectory`)"}.items():
+            some = runs[f"{name}-{steps}"]
+            cells = [spread(held(some, "style", drawn, 512), 3) for drawn in (1, 4)]
+            reached = [spread(alone(some, "emoji-style", 4, amount), 3) for amount in (256, 512)]
+            yield line(f"{steps} steps, {label}", *cells, " / ".join(reached))
+
+
 RATES = {
     "current-1.5e-3": "`current`, 1.5e-3", "current-6e-3": "`current`, 6e-3", "current-1e-2": "`current`, 1e-2",
     "published-3e-3": "all as published, 3e-3", "published-1e-2": "all as published, 1e-2",
@@ -282,6 +294,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "small": small,
     "rewards alone": rewards_alone,
     "credit": credit,
+    "alike": alike,
     "rates": rates,
     "branched": parts,
     "16 steps": sixteen,

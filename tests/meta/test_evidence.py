@@ -22,7 +22,7 @@ def script(name):
 
 
 ARMS, *_, TABLES = (script(name) for name in ("arms", "reading", "search", "tables"))
-STUDIED = ("PARTS", "CHANGES", "PREDICTORS", "CREDIT", "RATED", "SIXTEEN", "FIFTY")
+STUDIED = ("PARTS", "CHANGES", "PREDICTORS", "CREDIT", "ALIKE", "RATED", "SIXTEEN", "FIFTY")
 SEARCHED = {
     f"{name}.{number}": (method.objective, (*method.own, *settings))
     for name, method in {**ARMS.METHODS, "gain": ARMS.GAIN}.items()
@@ -56,6 +56,7 @@ def test_the_page_has_the_table_that_the_results_make(name):
         *((f"rates-{reward}", ARMS.RATES[reward]) for reward in ARMS.REWARDS),
         ("changes", ARMS.CHANGES),
         ("credit-style", ARMS.CREDIT),
+        ("alike", ARMS.ALIKE),
         ("steps-16", ARMS.SIXTEEN),
         ("steps-50", ARMS.FIFTY),
         ("small", ARMS.METHODS),
