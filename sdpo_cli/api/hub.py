@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_cli.api.specs import HubFiles
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import UsageError
 
 TIMEOUT = 10.0
 """Seconds in which the hub must say whether it has a repository."""
@@ -62,7 +62,7 @@ def fetch(files: HubFiles) -> Path:
     """The folder that holds `files`, downloaded where this machine lacks some.
 
     Raises:
-        ArtifactError: they are not here and the hub cannot be reached, does not have them, or asks for a licence.
+        UsageError: they are not here and the hub cannot be reached, does not have them, or asks for a licence.
     """
     folder = local_copy(files)
     if folder:
@@ -77,19 +77,19 @@ def fetch(files: HubFiles) -> Path:
     missing = absent(files, folder)
     if missing:
         remedy = "pickled weights are never loaded: choose a repository with safetensors"
-        raise ArtifactError(f"has no {', '.join(missing)}", place=files.repo, remedy=remedy)
+        raise UsageError(f"has no {', '.join(missing)}", place=files.repo, remedy=remedy)
     return folder
 
 
 def check_downloads(needs: Sequence[HubFiles]) -> None:
-    """Ask for everything at once, before anything slow. ArtifactError naming all that is neither here nor to be had."""
+    """Ask for everything at once, before anything slow. UsageError naming all that is neither here nor to be had."""
     missing = [files for files in dict.fromkeys(needs) if local_copy(files) is None]
     if missing:
         check_reachable(missing)
 
 
 def check_reachable(missing: Sequence[HubFiles]) -> None:
-    """ArtifactError, naming all of `missing`, unless the hub has every repository and lets us have it."""
+    """UsageError, naming all of `missing`, unless the hub has every repository and lets us have it."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
 
@@ -101,21 +101,21 @@ def check_reachable(missing: Sequence[HubFiles]) -> None:
             raise cannot_fetch(missing, error) from error
 
 
-def cannot_fetch(missing: Sequence[HubFiles], error: Exception) -> ArtifactError:
+def cannot_fetch(missing: Sequence[HubFiles], error: Exception) -> UsageError:
     """What to say of files that are not here and could not be fetched."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = ", ".join(dict.fromkeys(files.repo for files in missing))
     if isinstance(error, GatedRepoError):
         page = f"https://huggingface.co/{missing[0].repo}"
-        return ArtifactError("is gated", place=place, remedy=f"accept its licence at {page}, then run `hf auth login`")
+        return UsageError("is gated", place=place, remedy=f"accept its licence at {page}, then run `hf auth login`")
     if isinstance(error, RevisionNotFoundError):
-        return ArtifactError("the hub does not have this revision", place=place, remedy="name another revision")
+        return UsageError("the hub does not have this revision", place=place, remedy="name another revision")
     if isinstance(error, RepositoryNotFoundError):
-        return ArtifactError("the hub has no such repository", place=place, remedy="check the name, or `hf auth login`")
+        return UsageError("the hub has no such repository", place=place, remedy="check the name, or `hf auth login`")
     commands = " and ".join(dict.fromkeys(f"`{download_command(files)}`" for files in missing))
     fault = f"not on this machine, and the hub cannot be reached ({reason(error)})"
-    return ArtifactError(fault, place=place, remedy=f"with a connection, run {commands}; {NO_DOWNLOAD}")
+    return UsageError(fault, place=place, remedy=f"with a connection, run {commands}; {NO_DOWNLOAD}")
 
 
 def download_command(files: HubFiles) -> str:

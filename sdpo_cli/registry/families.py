@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpo_cli.api import HubFiles
 from sdpo_cli.api.pipelines import pinned
-from sdpo_cli.errors import ArtifactError, PluginError
+from sdpo_cli.errors import UsageError
 from sdpo_cli.recipe.paths import user_path
 
 _INDEX = "model_index.json"
@@ -43,7 +43,7 @@ def family_of(name: str, path: Path | None, options: Mapping[str, Any], folder: 
         options: of the model; `config` says whose settings a single file takes.
         folder: folder that relative paths in the options are meant from.
         place: what asked, for errors.
-    PluginError where it cannot be told.
+    UsageError where it cannot be told.
     """
     if path is None or path.suffix != ".safetensors":
         return family_of_folder(path, place) if path else family_of_hub_id(name, options.get("revision"), place)
@@ -51,33 +51,33 @@ def family_of(name: str, path: Path | None, options: Mapping[str, Any], folder: 
     if not isinstance(settings, str):
         fault = f"{name} is a single file, which holds no settings"
         remedy = "name a pipeline of the same shape as option config: a folder or hub id"
-        raise PluginError(fault, place=place, remedy=remedy)
+        raise UsageError(fault, place=place, remedy=remedy)
     home = existing(settings, folder, place)
     repo, revision = pinned(settings)
     if home is None and not is_hub_id(repo):
-        raise PluginError(f"{settings} is neither a folder nor a hub id", place=place, remedy="correct option config")
+        raise UsageError(f"{settings} is neither a folder nor a hub id", place=place, remedy="correct option config")
     return family_of_folder(home, place) if home else family_of_hub_id(repo, revision, place)
 
 
 def family_of_folder(folder: Path, place: str) -> str:
-    """The pipeline class of a folder in diffusers layout. PluginError where it is none."""
+    """The pipeline class of a folder in diffusers layout. UsageError where it is none."""
     if not (folder / _INDEX).is_file():
-        raise PluginError(
+        raise UsageError(
             f"{folder} is no model: it has no {_INDEX}", place=place, remedy="name a folder as diffusers saves it"
         )
     return _family(folder / _INDEX, str(folder), place)
 
 
 def family_of_hub_id(name: str, revision: str | None, place: str) -> str:
-    """The pipeline class of a hub id, of which only the index is fetched. PluginError where it cannot be."""
+    """The pipeline class of a hub id, of which only the index is fetched. UsageError where it cannot be."""
     from sdpo_cli.api.hub import cannot_fetch, fetch
 
     try:
         folder = fetch(HubFiles(name, revision, (_INDEX,)))
-    except ArtifactError as error:
+    except UsageError as error:
         whole = HubFiles(name, revision, ("*",))
         said = cannot_fetch([whole], error.__cause__) if isinstance(error.__cause__, Exception) else error
-        raise PluginError(f"{name}: {said.fault}", place=place, remedy=said.remedy) from error
+        raise UsageError(f"{name}: {said.fault}", place=place, remedy=said.remedy) from error
     return _family(folder / _INDEX, name, place)
 
 
@@ -85,7 +85,7 @@ def _family(index: Path, name: str, place: str) -> str:
     try:
         family = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PluginError(
+        raise UsageError(
             f"{name}: {_INDEX} names no _class_name", place=place, remedy="save the pipeline anew"
         ) from error
     return str(family)

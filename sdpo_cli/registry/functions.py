@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from sdpo_cli.api import Options, RewardSpec, UserPath
-from sdpo_cli.errors import PluginError, SdpoError
+from sdpo_cli.errors import PluginError, SdpoError, UsageError
 from sdpo_cli.recipe import did_you_mean
 from sdpo_cli.registry.discovery import said
 
@@ -55,7 +55,7 @@ def function_spec(name: str, folders: Sequence[Path], place: str) -> tuple[Rewar
     """The record of the reward `module:function`, and that of `folders` in which its module lies, if any.
 
     Its version is a hash of the source files that define module and function; what those import is not in it.
-    PluginError, naming `place`, where there is no such function or it does not take the three arguments.
+    UsageError, naming `place`, where there is no such function, PluginError where it does not take the three arguments.
     """
     module_name, attribute = name.split(":")
     module = imported(module_name, folders, place)
@@ -76,16 +76,19 @@ def function_spec(name: str, folders: Sequence[Path], place: str) -> tuple[Rewar
 
 
 def imported(name: str, folders: Sequence[Path], place: str) -> ModuleType:
-    """The module, looked for in `folders` before the Python path. PluginError where it cannot be had."""
+    """The module, looked for in `folders` before the Python path.
+
+    UsageError where it is not there, PluginError where it breaks.
+    """
     with on_path(folders):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # it is there and lacks another
                 raise PluginError(f"cannot be imported: {said(error)}", place=place) from error
-            looked = ", ".join(map(str, folders))
+            looked = ", ".join(dict.fromkeys(map(str, folders)))
             remedy = f"looked in {looked} and the Python path; correct the name, or move the file there"
-            raise PluginError(f"no module {error.name}", place=place, remedy=remedy) from None
+            raise UsageError(f"no module {error.name}", place=place, remedy=remedy) from None
         except (Exception, SystemExit) as error:
             where = last_line(error, None)
             raise PluginError(f"cannot be imported: {said(error)}{where}", place=place) from error
@@ -107,14 +110,17 @@ def on_path(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def found(module: ModuleType, attribute: str, place: str) -> Callable[..., Any]:
-    """What `attribute`, perhaps with dots, is in the module. PluginError unless it takes the three arguments."""
+    """What `attribute`, perhaps with dots, is in the module. UsageError where there is nothing.
+
+    PluginError unless it takes the three arguments.
+    """
     try:
         function = reduce(getattr, attribute.split("."), module)
     except AttributeError:
         known = [name for name, value in vars(module).items() if callable(value)]
         remedy = did_you_mean(attribute, known) or f"define {attribute}{_TAKES} there"
         where = getattr(module, "__file__", None) or module.__name__
-        raise PluginError(f"{where} has no {attribute}", place=place, remedy=remedy) from None
+        raise UsageError(f"{where} has no {attribute}", place=place, remedy=remedy) from None
     if not callable(function) or inspect.isclass(function):
         kind = "class" if inspect.isclass(function) else type(function).__name__
         raise PluginError(f"is no function ({kind})", place=place, remedy=f"name a function of {_TAKES}")

@@ -14,7 +14,7 @@ from sdpo_cli.api import Example, LoadContext
 from sdpo_cli.api.hub import check_downloads
 from sdpo_cli.api.tensors import Reward, ScoreRequest
 from sdpo_cli.engine.disk.images import read_image
-from sdpo_cli.errors import ArtifactError, PluginError
+from sdpo_cli.errors import ArtifactError, PluginError, UsageError
 from sdpo_cli.registry import Plugin, load_registry
 from sdpo_cli.testing.laws import Verdict, require, verdict
 
@@ -40,7 +40,7 @@ def compare(plugin: Plugin, context: LoadContext | None = None) -> Iterator[Verd
         check_downloads([files for one in chosen for files in plugin.spec.needs(one.options)])
         pictures = [picture(example.picture) for example in examples]
         loaded = {repr(one.options): one.load(context or LoadContext()) for one in chosen}
-    except ArtifactError as error:
+    except (ArtifactError, UsageError) as error:
         raise PluginError(error.fault, place=error.place, remedy=error.remedy) from error
     for one, example, image in zip(chosen, examples, pictures, strict=True):
         yield met(loaded[repr(one.options)], example, image)

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from sdpo_cli.api import HubFiles, LoadContext
-from sdpo_cli.errors import ArtifactError, UsageError
+from sdpo_cli.errors import UsageError
 from sdpo_cli.registry import chosen_rewards
 
 GUIDE = Path(__file__).parents[2] / "plugins" / "README.md"
@@ -96,7 +96,7 @@ def test_the_example_of_weights_says_what_it_needs_and_fails_in_one_line() -> No
     (spec,) = module["sdpo_rewards"]()
     revision = "0123456789abcdef0123456789abcdef01234567"
     assert spec.needs(spec.options()) == [HubFiles("somebody/sharpness", revision, ("model.safetensors",))]
-    with pytest.raises(ArtifactError, match=r"^somebody/sharpness: not on this machine, and the hub cannot be reached"):
+    with pytest.raises(UsageError, match=r"^somebody/sharpness: not on this machine, and the hub cannot be reached"):
         spec.load(spec.options(), LoadContext())
 
 

@@ -88,10 +88,10 @@ def outcome(code: str, home: Path, endpoint: str) -> str:
     program = f"""
 from sdpo_cli.api import HubFiles
 from sdpo_cli.api.hub import check_downloads, fetch
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import UsageError
 try:
     print({code})
-except ArtifactError as error:
+except UsageError as error:
     print(error)
 """
     wanted = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}

@@ -296,7 +296,7 @@ def test_downloads_are_told_and_a_folder_needs_none(folder: Path) -> None:
 def test_without_files_or_hub_one_line_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(UsageError) as caught:
         load_registry().reward("hpsv3").load(LoadContext())
     assert str(caught.value).startswith("MizzenAI/HPSv3: not on this machine, and the hub cannot be reached (")
     assert FETCH in str(caught.value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import ScoreRequest
-from sdpo_cli.errors import ArtifactError
+from sdpo_cli.errors import ArtifactError, UsageError
 from sdpo_cli.main import main
 from sdpo_cli.registry import load_registry
 from sdpo_cli.testing import check_reward
@@ -287,7 +287,7 @@ def test_downloads_are_told_and_a_folder_needs_none(folder: Path) -> None:
 def test_without_files_or_hub_one_line_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(UsageError) as caught:
         load_registry().reward("imagereward").load(LoadContext())
     assert str(caught.value).startswith("zai-org/ImageReward: not on this machine, and the hub cannot be reached (")
     assert FETCH in str(caught.value)
