@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sdpo_cli.commands.completion import complete_prompts, complete_reward
-from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_fallback
+from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_source
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
 
     counts, found = step_counts(steps) if steps else None, find_source(source)
     folder = new_folder(out, Path("evals") / found.label)
-    say_fallback(source, found, quiet=quiet)
+    say_source(source, found, "sdpo eval", quiet=quiet)
     from sdpo_cli.engine.evaluation_run import Request, evaluate_source  # imports torch, which takes seconds
 
     request = Request(

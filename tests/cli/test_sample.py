@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sdpo_cli.builtin.models import EMOJI_TURBO
+from sdpo_cli.engine.disk.locking import locked
 from sdpo_cli.main import main
 
 
@@ -71,6 +73,31 @@ def test_a_recipe_draws_with_its_base_model_and_prompts_come_from_a_file(workpla
     assert main([*arguments, "--quiet"]) == 0
     rows = [json.loads(line) for line in (workplace / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(row["prompt"], row["adapter"]) for row in rows] == [("cat", ""), ("two dogs", "")]
+
+
+def test_what_is_taken_is_said_where_it_was_not_named(trained, workplace, capsys):
+    def said(command, *source):
+        asks = ["--prompt", "cat", "--steps", "1", "--count", "1"] if command == "sample" else []
+        out = f"out{len(list(workplace.iterdir()))}"
+        assert main([command, *source, *asks, "--out", out]) == 0
+        return capsys.readouterr().err.splitlines()[0]
+
+    base = "taking the base model of the recipe small, without a LoRA"
+    assert said("sample", "emoji-turbo") == "taking the base model emoji-turbo, without a LoRA"
+    assert said("sample", "small.yaml") == base
+    assert said("sample") == "no latest run under runs/: taking the base model of the recipe quickstart"
+    shutil.copytree(trained / "runs", workplace / "runs", symlinks=True)
+    assert said("sample", "small.yaml") == f"{base}; for the run of this name: `sdpo sample runs/small`"
+    assert said("eval", "small.yaml") == f"{base}; for the run of this name: `sdpo eval runs/small`"
+    assert said("sample") == "taking the latest run: runs/small"
+    assert not said("sample", "runs/small").startswith("taking")
+    recipe = workplace / "runs/small/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 2,", "epochs: 5,"))
+    assert said("sample") == said("export") == "taking the latest run: runs/small, stopped after epoch 2 of 5"
+    with locked(workplace / "runs/small"):
+        assert said("eval") == "taking the latest run: runs/small, still training, after epoch 2 of 5"
+    shutil.copytree(workplace / "runs/small", workplace / "runs/small-10")
+    assert said("sample", "small.yaml").endswith("`sdpo sample runs/small-10`")
 
 
 def test_file_names_from_hostile_prompts_stay_in_the_folder(workplace):

@@ -8,10 +8,11 @@ from sdpo_cli.api.lora_place import find_lora
 from sdpo_cli.engine.disk.artifacts import LATEST, RUNS, RunFolder, adapter_place, check_out, read_epochs
 from sdpo_cli.engine.disk.changes import Resumption, by_path, check_said, check_same_run, meant_otherwise, newer_options
 from sdpo_cli.engine.disk.files import read_text
+from sdpo_cli.engine.disk.locking import is_locked
 from sdpo_cli.engine.evaluating.guarding import check_kept, judgements
 from sdpo_cli.engine.evaluating.records import EvaluationReport, from_json
-from sdpo_cli.errors import UsageError
-from sdpo_cli.recipe import Recipe, read_recipe
+from sdpo_cli.errors import SdpoError, UsageError
+from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults
 from sdpo_cli.registry import ResolvedRecipe, resolve
 
 
@@ -85,6 +86,19 @@ def finished_run(folder: RunFolder, settings: Sequence[str], overrides: Sequence
         return None
     check_kept(folder, recipe)
     return Trained(folder, from_json(read_text(folder.evaluation), str(folder.evaluation)))
+
+
+def how_far(run: Path) -> str:
+    """`stopped after epoch 3 of 14` of a run that is not trained to its end; empty where it is, or cannot be read."""
+    folder = RunFolder(run)
+    try:
+        recipe, _ = recipe_faults(read_recipe(folder.recipe).raw, str(folder.recipe))
+        if recipe is None or is_trained(folder, recipe):
+            return ""
+        last = max((row["epoch"] for row in read_epochs(folder.metrics)), default=0)
+    except SdpoError:  # whoever takes the run will say so, where it matters
+        return ""
+    return f"{'still training,' if is_locked(run) else 'stopped'} after epoch {last} of {recipe.train.epochs}"
 
 
 def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
