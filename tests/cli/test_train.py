@@ -1,6 +1,7 @@
 """`sdpo train` from the outside: what it writes, what it says, and what it refuses."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -224,6 +225,28 @@ def test_refusals_are_one_line_and_write_nothing(workplace, capsys, case):
     assert len(errors) == 1
     assert errors[0] == f"error: {message}" or re.fullmatch(f"error: {message}", errors[0]), errors[0]
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_run_that_is_named_otherwise_is_told_with_the_command_that_goes_on_with_it(workplace, trained, capsys):
+    def fault(*arguments):
+        assert main(["train", *arguments]) == 2
+        return capsys.readouterr().err
+
+    shutil.copytree(trained / "runs" / "small", workplace / "runs" / "small")
+    command = "`sdpo train --resume runs/small`"
+    assert fault("small.yaml", "--out", "runs/small") == (
+        f"error: runs/small: holds another run; {command} continues it; or name another folder\n"
+    )
+    goes_on = f"the run of this name goes on with {command}\n"
+    assert fault("small.yaml", "--resume") == f"error: small.yaml: holds no run; {goes_on}"
+    assert fault("small", "--resume") == f"error: small: no such folder; {goes_on}"
+    shutil.copytree(trained / "runs" / "small", workplace / "runs" / "small-2")
+    os.utime(workplace / "runs" / "small-2", (1, 1))
+    assert fault("small", "--resume").endswith(" goes on with `sdpo train --resume runs/small-2`\n")
+    assert fault("runs", "--resume") == ("error: runs: holds no run; name one of its runs: runs/small, runs/small-2\n")
+    (workplace / "mine").mkdir()
+    (workplace / "mine" / "r.yaml").write_text((workplace / "small.yaml").read_text() + "name: small\n")
+    assert fault("mine/r.yaml", "--resume").startswith("error: mine/r.yaml: holds no run; the run of this name")
 
 
 def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(workplace):

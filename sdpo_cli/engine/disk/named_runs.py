@@ -5,6 +5,9 @@ from pathlib import Path
 
 from sdpo_cli.engine.disk.artifacts import LATEST, RUNS, is_run
 
+FEW = 5
+"""As many runs are listed, the newest."""
+
 
 def runs_in(folder: Path) -> list[Path]:
     """The runs in a folder, by name; `latest`, which is one of them, left out."""
@@ -18,3 +21,10 @@ def newest_run(name: str) -> Path | None:
     numbered = re.compile(re.escape(name) + r"(?:-([1-9][0-9]{0,8}))?")
     found = [(int(match[1] or 1), path) for path in runs_in(RUNS) if (match := numbered.fullmatch(path.name))]
     return max(found)[1] if found else None
+
+
+def name_one(folder: Path) -> str:
+    """`name one of its runs: runs/quickstart, runs/longer`, the newest first; empty where a folder holds none."""
+    newest = sorted(runs_in(folder), key=lambda path: path.stat().st_mtime, reverse=True)
+    more = ", ..." if len(newest) > FEW else ""
+    return f"name one of its runs: {', '.join(map(str, newest[:FEW]))}{more}" if newest else ""

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from sdpo_cli.api.lora_place import find_lora
 from sdpo_cli.engine.disk.artifacts import LATEST, RUNS, RunFolder, adapter_place, check_out, read_epochs
 from sdpo_cli.engine.disk.changes import Resumption, by_path, check_said, check_same_run, meant_otherwise, newer_options
 from sdpo_cli.engine.disk.files import read_text
 from sdpo_cli.engine.disk.locking import is_locked
+from sdpo_cli.engine.disk.named_runs import name_one, newest_run
 from sdpo_cli.engine.evaluating.guarding import check_kept, judgements
 from sdpo_cli.engine.evaluating.records import EvaluationReport, from_json
 from sdpo_cli.errors import SdpoError, UsageError
@@ -56,8 +58,20 @@ def find_run(named: Path | None, latest: Path | None) -> RunFolder:
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         fault = "holds no run" if path.exists() else "no such folder"
-        raise UsageError(fault, place=str(path), remedy="name a folder that `sdpo train` wrote")
+        raise UsageError(fault, place=str(path), remedy=run_meant(path) or "name a folder that `sdpo train` wrote")
     return folder
+
+
+def run_meant(path: Path) -> str:
+    """What to do where a run is named by its recipe, or by the folder it is in; empty where no run is known."""
+    if inside := name_one(path):
+        return inside
+    try:
+        name = str(read_recipe(path).raw["name"])
+    except SdpoError:
+        name = path.stem
+    run = newest_run(name)
+    return f"the run of this name goes on with `sdpo train --resume {quote(str(run))}`" if run else ""
 
 
 def read_resumption(folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()) -> Reread:
