@@ -96,7 +96,7 @@ def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
     assert main(["train", "--resume", "--quiet", "--set", "train.epochs=2"]) == 2
     assert capsys.readouterr().err == (
         f"{place}: objective.sdpo.antithetic: is newer than the run, which was trained without it; say what is the "
-        "same, --set objective.sdpo.antithetic=VALUE; the default is now True\n"
+        "same, --set objective.sdpo.antithetic=VALUE; the default is now true\n"
     )
     more = ["--set", "train.epochs=2", "--set", "objective.sdpo.antithetic=false"]
     assert main(["train", "--resume", "runs/latest", "--quiet", *more]) == 0
@@ -117,7 +117,7 @@ def test_an_overridden_field_is_recorded_and_shown_wherever_the_run_is(workplace
         "has all of them\n"
     )
     assert main(["train", "--resume", *change, "--override", "train.learning_rate"]) == 0
-    line = "from epoch 2 on: train.learning_rate 0.0001, before 0.01"
+    line = "from epoch 2 on: train.learning_rate from 0.01 to 0.0001"
     said = capsys.readouterr().err
     assert said.startswith("the run's folder: runs/small\n")
     assert line in said
