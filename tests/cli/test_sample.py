@@ -1,6 +1,7 @@
 """`sdpo sample`: pictures that say how to draw them again, and that diffusers draws too."""
 
 import json
+import os
 import re
 import shutil
 
@@ -131,7 +132,7 @@ REFUSED = {
     "empty prompt": (["sample", "emoji-turbo", "--prompt", " "], 2, "--prompt: empty prompt; say what to draw"),
     "unknown model": (
         ["sample", "emojiturbo", "--prompt", "cat"], 2,
-        r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? `sdpo plugins list` has all",
+        r"emojiturbo: no such run, recipe, model or folder; did you mean emoji-turbo\? `sdpo plugins list` has all",
     ),
     "unknown recipe": (
         ["sample", "quikstart", "--prompt", "cat"], 2,
@@ -150,6 +151,24 @@ REFUSED = {
         r"--steps, \S*emoji-turbo: 1001 steps cannot be sampled; use 1 to 1000 steps",
     ),
 }  # fmt: skip
+
+
+def test_a_name_that_nothing_has_is_told_with_the_runs_there_are(trained, workplace, capsys):
+    def fault(*arguments):
+        assert main([*arguments]) == 2
+        return capsys.readouterr().err.removeprefix("error: ").rstrip()
+
+    nothing, draw = "no such run, recipe, model or folder", ("--prompt", "cat")
+    assert fault("sample", "zzz", *draw) == f"zzz: {nothing}; `sdpo plugins list` has all"
+    shutil.copytree(trained / "runs", workplace / "runs", symlinks=True)
+    assert fault("sample", "zzz", *draw) == f"zzz: {nothing}; `sdpo plugins list` has all; runs: runs/small"
+    assert fault("eval", "smal") == f"smal: {nothing}; did you mean runs/small?"
+    for number in range(2, 8):
+        shutil.copytree(trained / "runs" / "small", workplace / "runs" / f"small-{number}")
+        os.utime(workplace / "runs" / f"small-{number}", (number, number))
+    runs = "runs/small, runs/small-7, runs/small-6, runs/small-5, runs/small-4, ..."
+    for command in (("sample", "runs", *draw), ("eval", "runs"), ("export", "runs")):
+        assert fault(*command) == f"runs: holds runs, and is none itself; name one of its runs: {runs}"
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -23,8 +23,13 @@ def newest_run(name: str) -> Path | None:
     return max(found)[1] if found else None
 
 
-def name_one(folder: Path) -> str:
-    """`name one of its runs: runs/quickstart, runs/longer`, the newest first; empty where a folder holds none."""
+def listed(folder: Path) -> str:
+    """`runs/quickstart, runs/longer`: the runs in a folder, the newest first; empty where it holds none."""
     newest = sorted(runs_in(folder), key=lambda path: path.stat().st_mtime, reverse=True)
-    more = ", ..." if len(newest) > FEW else ""
-    return f"name one of its runs: {', '.join(map(str, newest[:FEW]))}{more}" if newest else ""
+    return ", ".join(map(str, newest[:FEW])) + (", ..." if len(newest) > FEW else "")
+
+
+def name_one(folder: Path) -> str:
+    """What to do where a folder is named that holds runs; empty where it holds none."""
+    runs = listed(folder)
+    return f"name one of its runs: {runs}" if runs else ""
