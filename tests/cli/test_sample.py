@@ -69,9 +69,11 @@ def test_same_seed_same_picture_whatever_the_batch(workplace):
         assert np.abs(levels(path) - levels(workplace / "3" / path.name)).max() <= 1
 
 
-def test_a_recipe_draws_with_its_base_model_and_prompts_come_from_a_file(workplace):
+def test_a_recipe_draws_with_its_base_model_and_prompts_come_from_a_file(workplace, capsys):
     arguments = ["sample", "small.yaml", "--prompts", "few.txt", "--count", "1", "--steps", "1", "--out", "out"]
-    assert main([*arguments, "--quiet"]) == 0
+    assert main(arguments) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "2 pictures, drawn in 1 step, on one sheet: out/grid.png"
     rows = [json.loads(line) for line in (workplace / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(row["prompt"], row["adapter"]) for row in rows] == [("cat", ""), ("two dogs", "")]
 
