@@ -76,6 +76,10 @@ def step_counts(text: str) -> tuple[int, ...]:
     from sdpo_cli.errors import UsageError
 
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) for part in parts):
-        raise UsageError(f"{text!r} are no step counts", place="--steps", remedy="write them as in 1,2,4")
+    for part in parts:
+        number = int(part) if part.isascii() and part.isdigit() and len(part) < 6 else 0
+        if not number:
+            wanted = "below 100000" if part.isdigit() and part.strip("0") else "1 or more"
+            fault = f"{part!r} should be a whole number, {wanted}"
+            raise UsageError(fault, place="--steps", remedy="write them as in 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))
