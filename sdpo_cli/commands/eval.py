@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sdpo_cli.commands.completion import complete_prompts, complete_reward
-from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_source
+from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, said_of_source
 
 
 def evaluate(
@@ -54,7 +54,6 @@ def evaluate(
 
     counts, found = step_counts(steps) if steps else None, find_source(source)
     folder = new_folder(out, Path("evals") / found.label)
-    say_source(source, found, "sdpo eval", quiet=quiet)
     from sdpo_cli.engine.evaluation_run import Request, evaluate_source  # imports torch, which takes seconds
 
     request = Request(
@@ -67,7 +66,8 @@ def evaluate(
         batch=batch,
         device=device,
     )
-    evaluation = show(evaluate_source(found, request, folder), Console(stderr=True), quiet=quiet)
+    events = evaluate_source(found, request, folder, said_of_source(source, found, "sdpo eval"))
+    evaluation = show(events, Console(stderr=True), quiet=quiet)
     print_report(evaluation.report)
 
 

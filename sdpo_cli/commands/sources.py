@@ -28,14 +28,11 @@ LARGEST_SEED = 2**62
 """torch takes seeds below 2**63; the pictures after the first have the next ones."""
 
 
-def say_source(asked: str | None, found: "Source", command: str, *, quiet: bool) -> None:
-    """Tell on stderr what is taken where that was not said: the latest run, or a base model without a LoRA."""
-    if not quiet and (line := said_of_source(asked, found, command)):
-        typer.echo(line, err=True)
-
-
 def said_of_source(asked: str | None, found: "Source", command: str) -> str:
-    """The line of `say_source`; empty where a run was named. `command` is how the run is taken instead."""
+    """What is taken where that was not said: the latest run, or a base model without a LoRA; empty where it was.
+
+    `command` is the one that takes a run.
+    """
     from shlex import quote
 
     from sdpo_cli.engine.disk.named_runs import newest_run

@@ -64,7 +64,7 @@ def find_source(name: str | None) -> Source:
     check_holds_no_runs(path)
     registry = load_registry()
     if len(path.parts) == 1 and not path.exists() and not registry.named(BaseModelSpec, name):
-        raise UsageError("no such run, recipe, model or folder", place=name, remedy=way_out(name, registry))
+        raise UsageError(f"no run, recipe, model or folder named {name!r}", remedy=way_out(name, registry))
     return Source(path.resolve().name, name, registry.model(name))
 
 

@@ -134,11 +134,11 @@ REFUSED = {
     "empty prompt": (["sample", "emoji-turbo", "--prompt", " "], 2, "--prompt: empty prompt; say what to draw"),
     "unknown model": (
         ["sample", "emojiturbo", "--prompt", "cat"], 2,
-        r"emojiturbo: no such run, recipe, model or folder; did you mean emoji-turbo\? `sdpo plugins list` has all",
+        r"no run, recipe, model or folder named 'emojiturbo'; did you mean emoji-turbo\? `sdpo plugins list` has all",
     ),
     "unknown recipe": (
         ["sample", "quikstart", "--prompt", "cat"], 2,
-        r"quikstart: no such run, recipe, model or folder; did you mean quickstart\?",
+        r"no run, recipe, model or folder named 'quikstart'; did you mean quickstart\?",
     ),
     "no such run": (
         ["sample", "runs/nosuch", "--prompt", "cat"], 2,
@@ -160,11 +160,11 @@ def test_a_name_that_nothing_has_is_told_with_the_runs_there_are(trained, workpl
         assert main([*arguments]) == 2
         return capsys.readouterr().err.removeprefix("error: ").rstrip()
 
-    nothing, draw = "no such run, recipe, model or folder", ("--prompt", "cat")
-    assert fault("sample", "zzz", *draw) == f"zzz: {nothing}; `sdpo plugins list` has all"
+    nothing, draw = "no run, recipe, model or folder named", ("--prompt", "cat")
+    assert fault("sample", "zzz", *draw) == f"{nothing} 'zzz'; `sdpo plugins list` has all"
     shutil.copytree(trained / "runs", workplace / "runs", symlinks=True)
-    assert fault("sample", "zzz", *draw) == f"zzz: {nothing}; `sdpo plugins list` has all; runs: runs/small"
-    assert fault("eval", "smal") == f"smal: {nothing}; did you mean runs/small?"
+    assert fault("sample", "zzz", *draw) == f"{nothing} 'zzz'; `sdpo plugins list` has all; runs: runs/small"
+    assert fault("eval", "smal") == f"{nothing} 'smal'; did you mean runs/small?"
     for number in range(2, 8):
         shutil.copytree(trained / "runs" / "small", workplace / "runs" / f"small-{number}")
         os.utime(workplace / "runs" / f"small-{number}", (number, number))
