@@ -19,6 +19,7 @@ from sdpo_cli.commands.sample import sample
 from sdpo_cli.commands.score import score
 from sdpo_cli.commands.serve_reward import serve_reward
 from sdpo_cli.commands.train import OVERRIDE_REMEDY, train
+from sdpo_cli.commands.usage import number_fault
 from sdpo_cli.engine.training.team import launched
 from sdpo_cli.errors import SdpoError, UsageError, one_line
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         return _report(str(error).splitlines(), error.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # Click's usage errors; Typer carries its own Click, which has no name
-            return _report([_usage_fault(error, argv)], 2)
+            return _report([number_fault(error) or _usage_fault(error, argv)], 2)
         traceback.print_exc()
         return _report(["this is a bug in sdpo or in a plug-in; please report it with the lines above"], 1)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sdpo_cli.commands.completion import complete_prompts, complete_reward
-from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_fallback
+from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, said_of_source
 
 
 def evaluate(
@@ -54,7 +54,6 @@ def evaluate(
 
     counts, found = step_counts(steps) if steps else None, find_source(source)
     folder = new_folder(out, Path("evals") / found.label)
-    say_fallback(source, found, quiet=quiet)
     from sdpo_cli.engine.evaluation_run import Request, evaluate_source  # imports torch, which takes seconds
 
     request = Request(
@@ -67,7 +66,8 @@ def evaluate(
         batch=batch,
         device=device,
     )
-    evaluation = show(evaluate_source(found, request, folder), Console(stderr=True), quiet=quiet)
+    events = evaluate_source(found, request, folder, said_of_source(source, found, "sdpo eval"))
+    evaluation = show(events, Console(stderr=True), quiet=quiet)
     print_report(evaluation.report)
 
 
@@ -76,6 +76,10 @@ def step_counts(text: str) -> tuple[int, ...]:
     from sdpo_cli.errors import UsageError
 
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) for part in parts):
-        raise UsageError(f"{text!r} are no step counts", place="--steps", remedy="write them as in 1,2,4")
+    for part in parts:
+        number = int(part) if part.isascii() and part.isdigit() and len(part) < 6 else 0
+        if not number:
+            wanted = "below 100000" if part.isdigit() and part.strip("0") else "1 or more"
+            fault = f"{part!r} should be a whole number, {wanted}"
+            raise UsageError(fault, place="--steps", remedy="write them as in 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))

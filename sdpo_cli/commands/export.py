@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdpo_cli.commands.sources import DeviceOption
+from sdpo_cli.commands.sources import DeviceOption, latest_line
 
 
 def export(
@@ -44,4 +44,6 @@ def export(
     found, order = find_adapter(place, of_run), Order(format, denoiser_only, device)
     check_order(found, order)
     folder = new_folder(out, Path("exports") / f"{found.label}-{format}")
+    if run is None and of_run and not quiet:
+        typer.echo(latest_line(of_run.path), err=True)
     typer.echo(show(carry_out(found, order, folder), Console(stderr=True), quiet=quiet))

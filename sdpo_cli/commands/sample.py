@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdpo_cli.commands.completion import complete_prompts
-from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, say_fallback
+from sdpo_cli.commands.sources import LARGEST_SEED, DeviceOption, EtaOption, SourceArgument, said_of_source
 
 if TYPE_CHECKING:
     from sdpo_cli.api.tensors import BaseModel, Sampler
@@ -43,7 +43,8 @@ def sample(
 
     found = find_source(source)
     folder = new_folder(out, Path("samples") / found.label)
-    say_fallback(source, found, quiet=quiet)
+    if not quiet and (line := said_of_source(source, found, "sdpo sample")):
+        typer.echo(line, err=True)
     from sdpo_cli.engine.evaluating.drawing import Order, draw_into  # imports torch, which takes seconds
     from sdpo_cli.engine.setup import load_model, schedule_for
 

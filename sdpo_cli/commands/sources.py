@@ -1,5 +1,6 @@
 """What the commands that draw or score share."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +28,27 @@ LARGEST_SEED = 2**62
 """torch takes seeds below 2**63; the pictures after the first have the next ones."""
 
 
-def say_fallback(asked: str | None, found: "Source", *, quiet: bool) -> None:
-    """Tell on stderr when nothing was asked for and there is no run to take."""
-    if asked is None and found.adapter is None and not quiet:
-        typer.echo(f"no latest run under runs/: taking the base model of the recipe {found.label}", err=True)
+def said_of_source(asked: str | None, found: "Source", command: str) -> str:
+    """What is taken where that was not said: the latest run, or a base model without a LoRA; empty where it was.
+
+    `command` is the one that takes a run.
+    """
+    from shlex import quote
+
+    from sdpo_cli.engine.disk.named_runs import newest_run
+
+    if found.adapter is not None:
+        return latest_line(found.adapter.parent) if asked is None else ""
+    if asked is None:
+        return f"no latest run under runs/: taking the base model of the recipe {found.label}"
+    if found.recipe is None:
+        return f"taking the base model {found.name}, without a LoRA"
+    line, run = f"taking the base model of the recipe {found.label}, without a LoRA", newest_run(found.label)
+    return f"{line}; for the run of this name: `{command} {quote(str(run))}`" if run else line
+
+
+def latest_line(run: Path) -> str:
+    """`the latest run: runs/quickstart-2, stopped after epoch 3 of 14`."""
+    from sdpo_cli.engine.training.run_request import how_far
+
+    return ", ".join(part for part in (f"taking the latest run: {run}", how_far(run)) if part)

@@ -12,7 +12,7 @@ from sdpo_cli.engine.evaluating.evaluate import Evaluation, Plan, evaluate
 from sdpo_cli.engine.evaluating.grids import SHOWN, before_after
 from sdpo_cli.engine.evaluating.records import to_json
 from sdpo_cli.engine.evaluating.report import Picture, ReportPage, render_report
-from sdpo_cli.engine.events import Event, FileWritten, StageStarted
+from sdpo_cli.engine.events import Event, FileWritten, Note, StageStarted
 from sdpo_cli.engine.setup import listed, load_model, load_prompts, load_rewards, pick_device, schedule_for
 from sdpo_cli.engine.sources import Source
 from sdpo_cli.errors import UsageError
@@ -35,13 +35,20 @@ class Request:
     device: str
 
 
-def evaluate_source(source: Source, request: Request, folder: Path) -> Generator[Event, None, Evaluation]:
-    """Evaluate and write report.json, values.jsonl, report.html and grid.png."""
+def evaluate_source(
+    source: Source, request: Request, folder: Path, note: str = ""
+) -> Generator[Event, None, Evaluation]:
+    """Evaluate and write report.json, values.jsonl, report.html and grid.png.
+
+    The note is told once all that is asked for is found.
+    """
     context = LoadContext(device=str(pick_device(request.device)))
     resolved = load_recipe(source.recipe) if source.recipe else None
     timeout = resolved.recipe.train.reward_timeout if resolved else REWARD_TIMEOUT
     named = distinct_rewards(rewards_of(source, resolved, request))
     prompts = load_prompts(prompts_of(resolved, request), context)
+    if note:
+        yield Note(note)
     yield StageStarted("load", 0, 0, listed("reward", list(named)))
     rewards = load_rewards(named, {}, context, timeout)
     yield StageStarted("load", 0, 0, f"model {source.name}")

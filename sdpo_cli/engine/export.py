@@ -20,7 +20,7 @@ from sdpo_cli.engine.disk.files import read_text, writing
 from sdpo_cli.engine.evaluating.guarding import account_of
 from sdpo_cli.engine.evaluating.records import from_json
 from sdpo_cli.engine.evaluating.report import ModelCard, render_model_card
-from sdpo_cli.engine.events import Event, FileWritten, StageStarted
+from sdpo_cli.engine.events import Event, Note, StageStarted
 from sdpo_cli.engine.setup import load_model
 from sdpo_cli.engine.sources import Source, run_source
 from sdpo_cli.engine.training.adapter_files import AdapterFiles, adapter_files, base_changes
@@ -99,7 +99,7 @@ def export(adapter: Adapter, order: Order, folder: Path) -> Generator[Event, Non
             copy_weights(adapter.files, partial)
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
-    yield FileWritten(folder, WHAT[order.format])
+    yield Note(f"written {WHAT[order.format]}")
     return folder
 
 

@@ -9,11 +9,12 @@ from shlex import quote
 
 from sdpo_cli.api import BaseModelSpec
 from sdpo_cli.engine.disk.artifacts import RUNS, RunFolder, is_run, latest_run
+from sdpo_cli.engine.disk.named_runs import listed, name_one, runs_in
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError
 from sdpo_cli.recipe import ModelSection, did_you_mean, read_recipe, shipped_recipes, validate
 from sdpo_cli.recipe.paths import user_path
 from sdpo_cli.recipe.schema import Dtype
-from sdpo_cli.registry import Chosen, load_registry
+from sdpo_cli.registry import Chosen, Registry, load_registry
 
 DEFAULT_RECIPE = "quickstart"
 
@@ -43,8 +44,8 @@ def find_source(name: str | None) -> Source:
     """The source of a name. None: the latest run under `runs/`, else the quick start's base model.
 
     Raises:
-        PluginError: no model has this name.
-        UsageError: it is a path where nothing is.
+        PluginError: it is a folder that holds no model.
+        UsageError: nothing has this name, or it is a folder of runs.
         ArtifactError: it is a run that has no adapter yet.
         RecipeError: its recipe is faulty.
     """
@@ -60,12 +61,29 @@ def find_source(name: str | None) -> Source:
         return recipe_source(name)
     if not path.exists() and len(path.parts) > 1 and (path.parts[0] == RUNS.name or path.parent.is_dir()):
         raise UsageError("no such run, recipe or folder", place=name, remedy="correct the path")
+    check_holds_no_runs(path)
     registry = load_registry()
-    models = [plugin.spec.name for plugin in registry.of_kind(BaseModelSpec)]
-    nearest = did_you_mean(name, [*models, *shipped_recipes()])
-    if len(path.parts) == 1 and not path.exists() and nearest and nearest != did_you_mean(name, models):
-        raise UsageError("no such run, recipe, model or folder", place=name, remedy=nearest)
+    if len(path.parts) == 1 and not path.exists() and not registry.named(BaseModelSpec, name):
+        raise UsageError(f"no run, recipe, model or folder named {name!r}", remedy=way_out(name, registry))
     return Source(path.resolve().name, name, registry.model(name))
+
+
+def check_holds_no_runs(path: Path) -> None:
+    """UsageError, naming the runs, where a folder is none but holds some."""
+    if inside := name_one(path):
+        raise UsageError("holds runs, and is none itself", place=str(path), remedy=inside)
+
+
+def way_out(name: str, registry: Registry) -> str:
+    """What to do about a name that nothing has: the nearest one, and where all are."""
+    models = [plugin.spec.name for plugin in registry.of_kind(BaseModelSpec)]
+    runs = {path.name: path for path in runs_in(RUNS)}
+    nearest = did_you_mean(name, [*runs, *models, *shipped_recipes()])
+    if nearest and nearest == did_you_mean(name, runs):
+        return did_you_mean(name, runs).replace(" mean ", f" mean {RUNS}/")
+    if nearest and nearest != did_you_mean(name, models):
+        return nearest
+    return "; ".join([registry.remedy(BaseModelSpec, name), *([f"runs: {listed(RUNS)}"] if runs else [])])
 
 
 def adapter_folder(name: str | None) -> tuple[Path, RunFolder | None]:
@@ -80,6 +98,7 @@ def adapter_folder(name: str | None) -> tuple[Path, RunFolder | None]:
     run = RunFolder(path if is_run(path) else path.resolve().parent)
     if is_run(run.path) and path.resolve() in (run.path.resolve(), run.adapter.resolve()):
         return run.adapter, run
+    check_holds_no_runs(path)
     if not path.is_dir():
         raise UsageError("not a folder" if path.exists() else "no such folder", place=str(path), remedy=remedy)
     return path, None

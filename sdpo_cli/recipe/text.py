@@ -93,3 +93,11 @@ def parse_yaml(text: str, place: str) -> Any:
 def format_yaml(value: Any) -> str:
     """YAML text that `parse_yaml` reads back as the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+
+
+def format_inline(value: Any) -> str:
+    """The same in one line, such as `{weight: 1.0, normalise: null}`."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
+    )
+    return text.removesuffix("...\n").strip()

@@ -31,10 +31,13 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     assert told.count("evaluate: base model") == 1  # the three runs share it
     assert told.endswith("beside them: comparisons/small/comparison.md\nSee it again: sdpo compare comparisons/small\n")
     table = (out / "comparison.md").read_text()
-    assert table.splitlines()[0] == "| colorfulness, after 8 pictures | 1 step |"
+    assert table.startswith(
+        "# Comparison small\n\n- recipe: `small.yaml`\n- arms: sdpo, d3po, grpo\n- seeds: 0\n"
+        "- figures: [1 step](steps-1.png)\n\n| colorfulness, after 8 pictures | 1 step |\n"
+    )
     assert said.splitlines()[0] == "colorfulness, after 8 pictures"
     assert max(map(len, said.splitlines())) <= 80
-    (value,) = re.findall(r"\| d3po \| (.*) \|", table.split("\n\n")[0])
+    (value,) = re.findall(r"\| d3po \| (.*) \|", table.split("\n\n")[2])
     assert re.search(rf"│ d3po +│ +{re.escape(value)} │", said)
     found = json.loads((out / "comparison.json").read_text())
     assert [(run["arm"], [point["images"] for point in run["points"]]) for run in found["runs"]] == [

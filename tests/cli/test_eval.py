@@ -53,7 +53,16 @@ def test_without_a_run_the_base_model_alone_is_measured(workplace, capsys):
 
 
 REFUSED = {
-    "bad steps": (["eval", "--steps", "1,x"], 2, "--steps: '1,x' are no step counts; write them as in 1,2,4"),
+    "bad steps": (
+        ["eval", "--steps", "1,x"], 2, "--steps: 'x' should be a whole number, 1 or more; write them as in 1,2,4",
+    ),
+    "no steps": (
+        ["eval", "--steps", "0,1"], 2, "--steps: '0' should be a whole number, 1 or more; write them as in 1,2,4",
+    ),
+    "steps beyond reason": (
+        ["eval", "--steps", "1,123456"], 2,
+        "--steps: '123456' should be a whole number, below 100000; write them as in 1,2,4",
+    ),
     "too many steps": (
         ["eval", "small.yaml", "--steps", "1,1001", "--reward", "colorfulness"], 2,
         r"--steps, \S*emoji-turbo: 1001 steps cannot be sampled; use 1 to 1000 steps",

@@ -89,6 +89,12 @@ def test_the_default_is_the_latest_run_into_a_folder_of_its_own(trained, tmp_pat
     for number in ("", "-2"):
         assert main(["export", "--quiet"]) == 0
         assert capsys.readouterr().out == f"exports/small-diffusers{number}\n"
+    assert main(["export", "--format", "kohya"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "exports/small-kohya\n"
+    assert err.splitlines() == [
+        "taking the latest run: runs/small", "save: kohya form of small", "written for ComfyUI and kohya's tools",
+    ]  # fmt: skip
 
 
 def test_an_adapters_folder_is_enough_for_the_lora_forms(at, tmp_path, capsys):

@@ -68,6 +68,25 @@ def test_a_mistyped_command_line_is_one_line_and_code_2(
 
 
 @pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["sample", "--steps", "abc"], "--steps: 'abc' should be a whole number, 1 or more"),
+        (["sample", "--steps", "0"], "--steps: '0' should be a whole number, 1 or more"),
+        (["sample", "--steps", "1.5"], "--steps: '1.5' should be a whole number, 1 or more"),
+        (["sample", "--count", "0"], "--count: '0' should be a whole number, 1 or more"),
+        (["sample", "--seed", "-1"], "--seed: '-1' should be a whole number from 0 to 4611686018427387904"),
+        (["eval", "--images-per-prompt", "x"], "--images-per-prompt: 'x' should be a whole number, 1 or more"),
+        (["eval", "--eta", "2"], "--eta: '2' should be a number from 0 to 1"),
+        (["compare", "quickstart", "--seeds", "x"], "--seeds: 'x' should be a whole number from 1 to 1000"),
+        (["serve-reward", "emoji-clip", "--port", "x"], "--port: 'x' should be a whole number from 0 to 65535"),
+    ],
+)
+def test_an_option_that_is_no_number_is_told_what_it_should_be(capsys: Capture, argv: list[str], line: str) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
     ("error", "code", "lines"),
     [
         (UsageError("f", place="p", remedy="r"), 2, ["p: f; r"]),

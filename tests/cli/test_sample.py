@@ -1,7 +1,9 @@
 """`sdpo sample`: pictures that say how to draw them again, and that diffusers draws too."""
 
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sdpo_cli.builtin.models import EMOJI_TURBO
+from sdpo_cli.engine.disk.locking import locked
 from sdpo_cli.main import main
 
 
@@ -66,11 +69,38 @@ def test_same_seed_same_picture_whatever_the_batch(workplace):
         assert np.abs(levels(path) - levels(workplace / "3" / path.name)).max() <= 1
 
 
-def test_a_recipe_draws_with_its_base_model_and_prompts_come_from_a_file(workplace):
+def test_a_recipe_draws_with_its_base_model_and_prompts_come_from_a_file(workplace, capsys):
     arguments = ["sample", "small.yaml", "--prompts", "few.txt", "--count", "1", "--steps", "1", "--out", "out"]
-    assert main([*arguments, "--quiet"]) == 0
+    assert main(arguments) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "2 pictures, drawn in 1 step, on one sheet: out/grid.png"
     rows = [json.loads(line) for line in (workplace / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(row["prompt"], row["adapter"]) for row in rows] == [("cat", ""), ("two dogs", "")]
+
+
+def test_what_is_taken_is_said_where_it_was_not_named(trained, workplace, capsys):
+    def said(command, *source):
+        asks = ["--prompt", "cat", "--steps", "1", "--count", "1"] if command == "sample" else []
+        out = f"out{len(list(workplace.iterdir()))}"
+        assert main([command, *source, *asks, "--out", out]) == 0
+        return capsys.readouterr().err.splitlines()[0]
+
+    base = "taking the base model of the recipe small, without a LoRA"
+    assert said("sample", "emoji-turbo") == "taking the base model emoji-turbo, without a LoRA"
+    assert said("sample", "small.yaml") == base
+    assert said("sample") == "no latest run under runs/: taking the base model of the recipe quickstart"
+    shutil.copytree(trained / "runs", workplace / "runs", symlinks=True)
+    assert said("sample", "small.yaml") == f"{base}; for the run of this name: `sdpo sample runs/small`"
+    assert said("eval", "small.yaml") == f"{base}; for the run of this name: `sdpo eval runs/small`"
+    assert said("sample") == "taking the latest run: runs/small"
+    assert not said("sample", "runs/small").startswith("taking")
+    recipe = workplace / "runs/small/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 2,", "epochs: 5,"))
+    assert said("sample") == said("export") == "taking the latest run: runs/small, stopped after epoch 2 of 5"
+    with locked(workplace / "runs/small"):
+        assert said("eval") == "taking the latest run: runs/small, still training, after epoch 2 of 5"
+    shutil.copytree(workplace / "runs/small", workplace / "runs/small-10")
+    assert said("sample", "small.yaml").endswith("`sdpo sample runs/small-10`")
 
 
 def test_file_names_from_hostile_prompts_stay_in_the_folder(workplace):
@@ -104,11 +134,11 @@ REFUSED = {
     "empty prompt": (["sample", "emoji-turbo", "--prompt", " "], 2, "--prompt: empty prompt; say what to draw"),
     "unknown model": (
         ["sample", "emojiturbo", "--prompt", "cat"], 2,
-        r"no base model or folder named 'emojiturbo'; did you mean emoji-turbo\? `sdpo plugins list` has all",
+        r"no run, recipe, model or folder named 'emojiturbo'; did you mean emoji-turbo\? `sdpo plugins list` has all",
     ),
     "unknown recipe": (
         ["sample", "quikstart", "--prompt", "cat"], 2,
-        r"quikstart: no such run, recipe, model or folder; did you mean quickstart\?",
+        r"no run, recipe, model or folder named 'quikstart'; did you mean quickstart\?",
     ),
     "no such run": (
         ["sample", "runs/nosuch", "--prompt", "cat"], 2,
@@ -123,6 +153,24 @@ REFUSED = {
         r"--steps, \S*emoji-turbo: 1001 steps cannot be sampled; use 1 to 1000 steps",
     ),
 }  # fmt: skip
+
+
+def test_a_name_that_nothing_has_is_told_with_the_runs_there_are(trained, workplace, capsys):
+    def fault(*arguments):
+        assert main([*arguments]) == 2
+        return capsys.readouterr().err.removeprefix("error: ").rstrip()
+
+    nothing, draw = "no run, recipe, model or folder named", ("--prompt", "cat")
+    assert fault("sample", "zzz", *draw) == f"{nothing} 'zzz'; `sdpo plugins list` has all"
+    shutil.copytree(trained / "runs", workplace / "runs", symlinks=True)
+    assert fault("sample", "zzz", *draw) == f"{nothing} 'zzz'; `sdpo plugins list` has all; runs: runs/small"
+    assert fault("eval", "smal") == f"{nothing} 'smal'; did you mean runs/small?"
+    for number in range(2, 8):
+        shutil.copytree(trained / "runs" / "small", workplace / "runs" / f"small-{number}")
+        os.utime(workplace / "runs" / f"small-{number}", (number, number))
+    runs = "runs/small, runs/small-7, runs/small-6, runs/small-5, runs/small-4, ..."
+    for command in (("sample", "runs", *draw), ("eval", "runs"), ("export", "runs")):
+        assert fault(*command) == f"runs: holds runs, and is none itself; name one of its runs: {runs}"
 
 
 @pytest.mark.parametrize("case", REFUSED)

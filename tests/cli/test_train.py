@@ -1,7 +1,9 @@
 """`sdpo train` from the outside: what it writes, what it says, and what it refuses."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,8 +57,8 @@ def test_plain_lines_when_stderr_is_no_terminal_and_a_table_on_stdout(workplace,
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["train", "small.yaml", "--set", "train.epochs=1"]) == 0
     out, err = capfd.readouterr()
-    beginning = ["load: rewards colorfulness, emoji-clip", "load: model emoji-turbo", "epoch 1/1: rollout"]
-    assert err.splitlines()[:3] == beginning
+    beginning = ["load: rewards colorfulness, emoji-clip", "load: model emoji-turbo"]
+    assert err.splitlines()[:4] == [*beginning, "the run's folder: runs/small", "epoch 1/1: rollout"]
     assert re.search(r"\nepoch 1/1 +4 images +[\d.]+/s  reward +[\d.]+ +then eval\n", err)
     assert [line for line in err.splitlines() if line.startswith("evaluate: ")] == [
         "evaluate: base model, 1 step (1 of 4)", "evaluate: base model, 2 steps (2 of 4)",
@@ -94,7 +96,7 @@ def test_resume_may_go_further_but_not_elsewhere(workplace, capsys):
     assert main(["train", "--resume", "--quiet", "--set", "train.epochs=2"]) == 2
     assert capsys.readouterr().err == (
         f"{place}: objective.sdpo.antithetic: is newer than the run, which was trained without it; say what is the "
-        "same, --set objective.sdpo.antithetic=VALUE; the default is now True\n"
+        "same, --set objective.sdpo.antithetic=VALUE; the default is now true\n"
     )
     more = ["--set", "train.epochs=2", "--set", "objective.sdpo.antithetic=false"]
     assert main(["train", "--resume", "runs/latest", "--quiet", *more]) == 0
@@ -115,8 +117,10 @@ def test_an_overridden_field_is_recorded_and_shown_wherever_the_run_is(workplace
         "has all of them\n"
     )
     assert main(["train", "--resume", *change, "--override", "train.learning_rate"]) == 0
-    line = "from epoch 2 on: train.learning_rate 0.0001, before 0.01"
-    assert line in capsys.readouterr().err
+    line = "from epoch 2 on: train.learning_rate from 0.01 to 0.0001"
+    said = capsys.readouterr().err
+    assert said.startswith("the run's folder: runs/small\n")
+    assert line in said
     run = workplace / "runs" / "small"
     assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["learning_rate"] == 1e-4
     assert line in (run / "report.html").read_text()
@@ -224,6 +228,61 @@ def test_refusals_are_one_line_and_write_nothing(workplace, capsys, case):
     assert len(errors) == 1
     assert errors[0] == f"error: {message}" or re.fullmatch(f"error: {message}", errors[0]), errors[0]
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_run_that_is_named_otherwise_is_told_with_the_command_that_goes_on_with_it(workplace, trained, capsys):
+    def fault(*arguments):
+        assert main(["train", *arguments]) == 2
+        return capsys.readouterr().err
+
+    shutil.copytree(trained / "runs" / "small", workplace / "runs" / "small")
+    command = "`sdpo train --resume runs/small`"
+    assert fault("small.yaml", "--out", "runs/small") == (
+        f"error: runs/small: holds another run; {command} continues it; or name another folder\n"
+    )
+    goes_on = f"the run of this name goes on with {command}\n"
+    assert fault("small.yaml", "--resume") == f"error: small.yaml: holds no run; {goes_on}"
+    assert fault("small", "--resume") == f"error: small: no such folder; {goes_on}"
+    shutil.copytree(trained / "runs" / "small", workplace / "runs" / "small-2")
+    os.utime(workplace / "runs" / "small-2", (1, 1))
+    assert fault("small", "--resume").endswith(" goes on with `sdpo train --resume runs/small-2`\n")
+    assert fault("runs", "--resume") == ("error: runs: holds no run; name one of its runs: runs/small, runs/small-2\n")
+    (workplace / "mine").mkdir()
+    (workplace / "mine" / "r.yaml").write_text((workplace / "small.yaml").read_text() + "name: small\n")
+    assert fault("mine/r.yaml", "--resume").startswith("error: mine/r.yaml: holds no run; the run of this name")
+
+
+FAILING = """\
+asked = []
+
+
+def score(images, prompts, metadata):
+    asked.append(prompts)
+    if len(asked) > 2:
+        raise ValueError("no luck")
+    return images.mean((1, 2, 3))
+"""
+
+
+def test_a_reward_that_fails_is_told_with_the_command_that_goes_on_when_it_is_mended(workplace, capsys):
+    (workplace / "unlucky.py").write_text(FAILING)
+    settings = ["reward={unlucky:score: {}}", "train.epochs=4", "train.samples_every=0", "eval.steps=[1]"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert main(["train", "small.yaml", "--quiet", "--out", "my run", *arguments]) == 3
+    told = capsys.readouterr().err
+    command = "sdpo train --out 'my run' --resume --override reward"
+    assert re.fullmatch(
+        r"error: reward unlucky:score: raised ValueError: no luck at unlucky.py:7 \(.*\); mend the function; "
+        rf"then continue with `{command}`\n",
+        told,
+    ), told
+    (workplace / "unlucky.py").write_text(FAILING.replace("> 2", "> 99"))
+    program = [sys.executable, "-m", "sdpo_cli", *shlex.split(command)[1:], "--quiet"]
+    subprocess.run(program, check=True, capture_output=True)
+    rows = [json.loads(line)["epoch"] for line in (workplace / "my run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4]
+    (change,) = (workplace / "my run" / "changes.jsonl").read_text().splitlines()
+    assert json.loads(change)["what"] == "version of reward unlucky:score"
 
 
 def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(workplace):

@@ -69,8 +69,8 @@ def test_another_base_model_and_reward_are_refused_unless_they_are_overridden(ch
     other = with_other_plugins(tiny.setup(checkpoint, epochs=2))
     notes = [event.text for event in train(other, run, Resumption(("model", "reward"))) if isinstance(event, Note)]
     assert notes == [
-        f"from epoch 2 on: base model '{new}', before '{old}'",
-        "from epoch 2 on: version of reward brightness '2', before '1'",
+        f"from epoch 2 on: base model from {old} to {new}",
+        "from epoch 2 on: version of reward brightness from 1 to 2",
     ]
     assert list(map(str, recorded(run))) == notes
     snapshot = newest_snapshot(run.checkpoints)[0]
@@ -124,8 +124,8 @@ def test_another_shape_of_the_adapter_or_its_optimiser_is_no_change_that_can_be_
     assert fault.value.faults == [
         f"r.yaml: {what} in a resumed run; its checkpoints would not fit; start a new run"
         for what in (
-            "model.lora.rank: None cannot become 4",
-            "train.optimizer: 'adamw' cannot become 'adamw8bit'",
+            "model.lora.rank: null cannot become 4",
+            "train.optimizer: adamw cannot become adamw8bit",
         )
     ]
 
@@ -177,6 +177,29 @@ def test_nothing_is_a_change_before_the_first_checkpoint(checkpoint, tmp_path):
 def test_only_what_differs_from_what_an_epoch_was_trained_by_counts_as_changed(known, epoch, changed, now, wanted):
     known, wanted = ([Change(at, "rate", old, new) for at, old, new in some] for some in (known, wanted))
     assert changes_of(known, epoch, changed, {"rate": now}) == wanted
+
+
+@pytest.mark.parametrize(
+    ("what", "before", "after", "said"),
+    [
+        ("train.learning_rate", 1e-3, 2e-3, "from 0.001 to 0.002"),
+        ("objective.sdpo.antithetic", True, False, "from true to false"),
+        ("train.batch", "all", 4, "from all to 4"),
+        ("train.clip", None, 1.0, "from null to 1.0"),
+        (
+            "reward.taste:score",
+            {"weight": 2.0, "normalise": None},
+            None,
+            "gone, which was {weight: 2.0, normalise: null}",
+        ),
+        ("reward.emoji-style", None, {"style": "3d"}, "added: {style: 3d}"),
+        ("version of reward taste:score", "ab12", None, "gone, which was ab12"),
+        ("version of reward taste:score", None, "1", "added: 1"),
+        ("prompts.file.path", "a" * 120, "b c", f"from {'a' * 120} to b c"),
+    ],
+)
+def test_a_change_is_told_in_the_words_of_a_recipe(what, before, after, said):
+    assert str(Change(1, what, before, after)) == f"from epoch 2 on: {what} {said}"
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"epoch": 1}', '{"epoch": "1", "what": "seed", "before": 0, "after": 1}'])

@@ -108,7 +108,7 @@ def test_a_reward_that_fails_in_a_worker_is_told_in_one_line_with_its_rank(team)
     assert codes == [3, 0]
     assert said == [
         "error: rank 1, reward fails:score: raised ValueError: no at fails.py:9 (8 pictures, the first of 'owl'); "
-        "mend the function\n",
+        "mend the function; then continue with `sdpo train --out fails --resume --override reward`\n",
         "",
     ]
     assert newest_snapshot(team.folder / "fails" / "checkpoints")[0].progress.epoch == 1

@@ -35,6 +35,7 @@ from sdpo_cli.engine.comparing.table import (
     comparison_markdown,
     leading,
     main_table,
+    preamble,
     stored_comparison,
 )
 from sdpo_cli.engine.disk.artifacts import RunFolder
@@ -91,6 +92,15 @@ def test_the_table_in_words():
         "does not tell from it; none where a part has one seed alone. Between two evaluations a value is read off the "
         "line between them.\n"
     )
+
+
+def test_what_stands_above_the_tables():
+    figures = {"4 steps": "steps-4.png", "style against emoji-clip": "trade-off.png"}
+    links = "- figures: [4 steps](steps-4.png), [style against emoji-clip](trade-off.png)\n\n"
+    assert preamble("mine", "recipe: `r.yaml`", CURVES, figures) == (
+        f"# Comparison mine\n\n- recipe: `r.yaml`\n- arms: dense, sparse\n- seeds: 0, 1 of dense; 0 of sparse\n{links}"
+    )
+    assert "- arms: dense\n- seeds: 0, 1\n" in preamble("mine", "recipe: `r.yaml`", CURVES[1::-1], figures)
 
 
 def test_runs_to_come_take_as_long_an_epoch_as_those_before_them():

@@ -26,7 +26,14 @@ from sdpo_cli.engine.comparing.comparison import (
 from sdpo_cli.engine.comparing.figure import draw_comparison, draw_trade_off
 from sdpo_cli.engine.comparing.pace import Made, Work, foreseen
 from sdpo_cli.engine.comparing.plan import OVERRIDES, Arm, Budget, arm_overrides, check_holding
-from sdpo_cli.engine.comparing.table import STORED, Compared, comparison_json, comparison_markdown, main_table
+from sdpo_cli.engine.comparing.table import (
+    STORED,
+    Compared,
+    comparison_json,
+    comparison_markdown,
+    main_table,
+    preamble,
+)
 from sdpo_cli.engine.disk.artifacts import RunFolder, is_run, named_epoch
 from sdpo_cli.engine.disk.changes import recipe_changes
 from sdpo_cli.engine.disk.files import write_bytes, write_text, writing
@@ -42,6 +49,9 @@ from sdpo_cli.errors import RecipeError, StoppedError, TrainingError, UsageError
 from sdpo_cli.recipe import Recipe
 from sdpo_cli.registry import ResolvedRecipe, load_recipe
 
+TRADE_OFF = "trade-off.png"
+"""The figure of a trained reward against what should hold."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -50,6 +60,20 @@ class Trial:
     arm: str
     resolved: ResolvedRecipe
     folder: Path
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """A figure to be drawn: a trained reward against what should hold, at each of some step counts."""
+
+    reward: str
+    counts: Sequence[int]
+    holding: Holding
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+        return f"{self.reward} against {self.holding.measure}"
 
 
 def plan_trials(
@@ -150,7 +174,8 @@ def compare_trials(
         raise UsageError("no run is finished yet", place=str(out), remedy="give the command again later")
     curves = [read_curve(RunFolder(trial.folder), trial.arm) for trial in done]
     trained = [one.name for one in trials[0].resolved.recipe.reward]
-    cells = yield from write_comparison(curves, trained, out, holding)
+    origin = f"recipe: `{trials[0].resolved.place}`"
+    cells = yield from write_comparison(curves, trained, out, holding, origin)
     return Compared(main_table(cells, trained), sum(not finished(trial) for trial in elsewhere))
 
 
@@ -217,12 +242,13 @@ def compare_runs(paths: Sequence[Path], out: Path, holding: Holding | None = Non
     curves = grouped_runs(paths)
     check_holding(holding, list(dict.fromkeys(name for _, name in measures(curves))))
     trained = [one.name for one in load_recipe(RunFolder(paths[0]).recipe).recipe.reward]
-    cells = yield from write_comparison(curves, trained, out, holding)
+    origin = f"runs: {', '.join(f'`{path}`' for path in paths)}"
+    cells = yield from write_comparison(curves, trained, out, holding, origin)
     return Compared(main_table(cells, trained))
 
 
 def write_comparison(
-    curves: Sequence[Curve], trained: Sequence[str], out: Path, holding: Holding | None
+    curves: Sequence[Curve], trained: Sequence[str], out: Path, holding: Holding | None, origin: str
 ) -> Generator[Event, None, list[Cell]]:
     """The table, the numbers, and a figure a step count, in which the trained rewards come first."""
     cells, keys = tabulate(curves), measures(curves)
@@ -230,27 +256,31 @@ def write_comparison(
     if not keys:
         fault = "the runs have no measure in common at one number of steps"
         raise UsageError(fault, place="sdpo compare", remedy="evaluate them with the same eval.steps and rewards")
-    write_text(out / "comparison.md", comparison_markdown(cells))
+    counts, traded = list(dict.fromkeys(steps for steps, _ in keys)), trade_off(keys, trained, holding)
+    figures = {step_word(steps): f"steps-{steps}.png" for steps in counts}
+    figures |= {traded.title: TRADE_OFF} if traded else {}
+    write_text(
+        out / "comparison.md", preamble(out.resolve().name, origin, curves, figures) + comparison_markdown(cells)
+    )
     write_text(out / STORED, comparison_json(cells, curves, trained))
-    for steps in dict.fromkeys(steps for steps, _ in keys):
+    for steps in counts:
         names = sorted((name for count, name in keys if count == steps), key=lambda one: one not in (TOTAL, *trained))
         figure = out / f"steps-{steps}.png"
         write_bytes(figure, draw_comparison(curves, steps, names))
         yield FileWritten(figure, f"drawn in {step_word(steps)}")
-    if holding:
-        yield from write_trade_off(curves, trained, out, holding)
+    if traded:
+        write_bytes(out / TRADE_OFF, draw_trade_off(curves, traded.counts, traded.reward, traded.holding))
+        yield FileWritten(out / TRADE_OFF, traded.title)
     yield FileWritten(out / "comparison.md", "the table")
     return cells
 
 
-def write_trade_off(
-    curves: Sequence[Curve], trained: Sequence[str], out: Path, holding: Holding
-) -> Generator[Event, None, None]:
-    """A figure of what the trained reward has cost of what should hold, where both were measured."""
-    keys = measures(curves)
+def trade_off(keys: Sequence[tuple[int, str]], trained: Sequence[str], holding: Holding | None) -> TradeOff | None:
+    """What there is to be drawn of what the trained reward has cost of what should hold, where both were measured."""
+    if holding is None:
+        return None
     for reward in [TOTAL, *trained]:
         counts = [steps for steps, name in keys if name == reward and (steps, holding.measure) in keys]
         if counts and reward != holding.measure:
-            write_bytes(out / "trade-off.png", draw_trade_off(curves, counts, reward, holding))
-            yield FileWritten(out / "trade-off.png", f"{reward} against {holding.measure}")
-            return
+            return TradeOff(reward, counts, holding)
+    return None

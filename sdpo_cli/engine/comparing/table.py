@@ -1,7 +1,7 @@
 """The tables of a comparison, for people as Markdown and for programs as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,6 +82,22 @@ def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve], trained: Seq
     held = [asdict(cell) for cell in cells if cell.holding]
     found = {"format": 1, "trained": list(trained), "table": table, "held": held, "runs": runs}
     return json.dumps(found, indent=1) + "\n"
+
+
+def preamble(name: str, origin: str, curves: Sequence[Curve], figures: Mapping[str, str]) -> str:
+    """What stands above the tables: the comparison's name, what it was made of, and links to the figures beside it.
+
+    `figures` are files by what they show; `origin` is the recipe or the runs.
+    """
+    seeds: dict[str, list[int]] = {}
+    for curve in curves:
+        seeds.setdefault(curve.arm, []).append(curve.seed)
+    lists = {arm: ", ".join(map(str, sorted(some))) for arm, some in seeds.items()}
+    alike = len(set(lists.values())) == 1
+    said = next(iter(lists.values())) if alike else "; ".join(f"{some} of {arm}" for arm, some in lists.items())
+    links = ", ".join(f"[{title}]({file})" for title, file in figures.items())
+    lines = [origin, f"arms: {', '.join(seeds)}", f"seeds: {said}", f"figures: {links}"]
+    return f"# Comparison {name}\n\n" + "".join(f"- {line}\n" for line in lines) + "\n"
 
 
 def comparison_markdown(cells: Sequence[Cell]) -> str:

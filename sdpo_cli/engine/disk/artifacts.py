@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sdpo_cli.engine.disk.files import read_numbered_json_lines, write_bytes, write_text, writing
@@ -112,9 +113,8 @@ def check_out(out: Path | None, name: str) -> None:
     if out is None:
         return
     if is_run(out):
-        raise UsageError(
-            "holds another run", place=str(out), remedy="add --resume to continue it, or name another folder"
-        )
+        remedy = f"`sdpo train --resume {quote(str(out))}` continues it; or name another folder"
+        raise UsageError("holds another run", place=str(out), remedy=remedy)
     if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise UsageError("is not an empty folder", place=str(out), remedy="name another one")
 

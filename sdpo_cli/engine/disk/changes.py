@@ -9,6 +9,7 @@ from sdpo_cli.engine.disk.files import read_json_lines, write_json_lines
 from sdpo_cli.engine.disk.recipe_differences import HANDLING, Differences, differences
 from sdpo_cli.errors import ArtifactError, RecipeError, UsageError, one_line
 from sdpo_cli.recipe import Recipe, did_you_mean, long_form
+from sdpo_cli.recipe.text import format_inline
 
 WATCHED = {"eval.steps", "eval.every", "eval.images_per_prompt", "eval.rewards", "eval.prompts"}
 """The same where there is no guard, which compares all evaluations of the run."""
@@ -53,7 +54,21 @@ class Change:
     after: Any
 
     def __str__(self) -> str:
-        return one_line(f"from epoch {self.epoch + 1} on: {self.what} {self.after!r}, before {self.before!r}")
+        return one_line(f"from epoch {self.epoch + 1} on: {self.what} {in_words(self.what, self.before, self.after)}")
+
+
+def in_words(what: str, before: Any, after: Any) -> str:
+    """`from A to B`, `added: B`, or `gone, which was A`; A and B as a recipe says them.
+
+    None is nothing at all where the other is a plug-in with its options, or the version of something; else it is null.
+    """
+    plain = field_of(what) != what
+    old, new = (str(one) if plain else format_inline(one) for one in (before, after))
+    if before is None and (plain or isinstance(after, Mapping)):
+        return f"added: {new}"
+    if after is None and (plain or isinstance(before, Mapping)):
+        return f"gone, which was {old}"
+    return f"from {old} to {new}"
 
 
 def recipe_changes(written: Recipe, wanted: Recipe) -> Differences:
@@ -96,7 +111,7 @@ def check_said(newer: Mapping[str, Any], place: str) -> None:
         one_line(
             "is newer than the run, which was trained without it",
             f"{place}: {path}",
-            f"say what is the same, --set {path}=VALUE; the default is now {value!r}",
+            f"say what is the same, --set {path}=VALUE; the default is now {format_inline(value)}",
         )
         for path, value in newer.items()
     ]
@@ -118,7 +133,11 @@ def check_same_run(
         raise UsageError("no field of a recipe", place=f"--override {min(unknown)}", remedy=remedy)
     changed = {path: pair for path, pair in recipe_changes(written, wanted).items() if path not in newer}
     faults = [
-        one_line(f"{old!r} cannot become {new!r} in a resumed run", f"{place}: {path}", way_out(path))
+        one_line(
+            f"{format_inline(old)} cannot become {format_inline(new)} in a resumed run",
+            f"{place}: {path}",
+            way_out(path),
+        )
         for path, (old, new) in changed.items()
         if path in SHAPE or not allowed(path, overrides)
     ]

@@ -14,6 +14,7 @@ from sdpo_cli.api.tensors import BaseModel, Sampler
 from sdpo_cli.engine.disk.artifacts import append_line
 from sdpo_cli.engine.disk.files import write_bytes
 from sdpo_cli.engine.disk.images import picture_grid, png_bytes, write_png
+from sdpo_cli.engine.evaluating.grids import step_label
 from sdpo_cli.engine.evaluating.sampling import sample_pictures
 from sdpo_cli.engine.events import Event, FileWritten, StageStarted
 from sdpo_cli.engine.learning.rollout import encode_distinct, take
@@ -87,7 +88,8 @@ def draw_into(
     labels = order.prompts[: -(-len(shown) // columns)] if whole_rows else ()
     grid = picture_grid(torch.stack(shown), columns, row_labels=labels)
     write_bytes(folder / "grid.png", png_bytes(grid))
-    yield FileWritten(folder / "grid.png", f"{len(paths)} picture{'s' if len(paths) > 1 else ''} on one sheet")
+    count = f"{len(paths)} picture{'s' if len(paths) > 1 else ''}, drawn in {step_label(order.steps)}, on one sheet"
+    yield FileWritten(folder / "grid.png", count)
     return paths
 
 

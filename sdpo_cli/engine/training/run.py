@@ -48,9 +48,10 @@ from sdpo_cli.engine.training.run_request import Trained, check_start, read_resu
 from sdpo_cli.engine.training.shares import check_alike
 from sdpo_cli.engine.training.team import ALONE, GoneError, Team, assembled
 from sdpo_cli.engine.training.trainer import train
-from sdpo_cli.errors import StoppedError, TrainingError
+from sdpo_cli.errors import PluginError, StoppedError, TrainingError
 from sdpo_cli.recipe import dump_recipe, long_form
 from sdpo_cli.registry import ResolvedRecipe
+from sdpo_cli.registry.functions import is_function_name
 
 
 def start(resolved: ResolvedRecipe, out: Path | None, bases: Path | None = None) -> Generator[Event, None, Trained]:
@@ -69,6 +70,7 @@ def start(resolved: ResolvedRecipe, out: Path | None, bases: Path | None = None)
         with locked(folder.path):
             check_out(out, name)  # somebody may have been faster
             write_recipe(folder, dump_recipe(resolved.recipe))
+            yield FileWritten(folder.path, "the run's folder")
             return (yield from carry_out(replace(setup, bases=bases), folder, None, team))
 
 
@@ -81,6 +83,7 @@ def resume(
     """
     with locked(folder.path):
         reread = read_resumption(folder, settings, overrides)
+        yield FileWritten(folder.path, "the run's folder")
         yield StageStarted("load", 0, 0)
         with assembled() as team:
             setup = yield from load_everywhere(reread.wanted, team)
@@ -102,7 +105,8 @@ def carry_out(
 ) -> Generator[Event, None, Trained]:
     """Train, evaluate and write everything down.
 
-    StoppedError after SIGINT or SIGTERM and TrainingError where a process has died, with a checkpoint kept.
+    StoppedError after SIGINT or SIGTERM, TrainingError where a process has died and PluginError where a reward or the
+    model failed, with a checkpoint kept.
     """
     remedy = f"continue with `sdpo train --out {quote(str(folder.path))} --resume`"
     with stop_signals():
@@ -113,6 +117,18 @@ def carry_out(
             raise StoppedError(fault, place=str(folder.path), remedy=remedy, signal_number=stop.number) from None
         except GoneError as gone:
             raise TrainingError(gone.fault, place=str(folder.path), remedy=remedy) from gone
+        except PluginError as fault:
+            if setup.bases:  # a run of a comparison, which is given its own command again
+                raise
+            raise to_be_mended(setup, fault, remedy) from fault
+
+
+def to_be_mended(setup: Setup, fault: PluginError, remedy: str) -> PluginError:
+    """The fault of a reward or model with the command that goes on; a function that is mended is another version."""
+    mended = any(is_function_name(one.name) and one.name in fault.place for one in setup.rewards + setup.eval_rewards)
+    then = f"{remedy.removesuffix('`')} --override reward`" if mended else remedy
+    whole = f"{fault.remedy}; then {then}" if fault.remedy else then
+    return PluginError(fault.fault, place=fault.place, remedy=whole)
 
 
 def whole_run(

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from sdpo_cli.api.lora_place import find_lora
 from sdpo_cli.engine.disk.artifacts import LATEST, RUNS, RunFolder, adapter_place, check_out, read_epochs
 from sdpo_cli.engine.disk.changes import Resumption, by_path, check_said, check_same_run, meant_otherwise, newer_options
 from sdpo_cli.engine.disk.files import read_text
+from sdpo_cli.engine.disk.locking import is_locked
+from sdpo_cli.engine.disk.named_runs import name_one, newest_run
 from sdpo_cli.engine.evaluating.guarding import check_kept, judgements
 from sdpo_cli.engine.evaluating.records import EvaluationReport, from_json
-from sdpo_cli.errors import UsageError
-from sdpo_cli.recipe import Recipe, read_recipe
+from sdpo_cli.errors import SdpoError, UsageError
+from sdpo_cli.recipe import Recipe, read_recipe, recipe_faults
 from sdpo_cli.registry import ResolvedRecipe, resolve
 
 
@@ -55,8 +58,20 @@ def find_run(named: Path | None, latest: Path | None) -> RunFolder:
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         fault = "holds no run" if path.exists() else "no such folder"
-        raise UsageError(fault, place=str(path), remedy="name a folder that `sdpo train` wrote")
+        raise UsageError(fault, place=str(path), remedy=run_meant(path) or "name a folder that `sdpo train` wrote")
     return folder
+
+
+def run_meant(path: Path) -> str:
+    """What to do where a run is named by its recipe, or by the folder it is in; empty where no run is known."""
+    if inside := name_one(path):
+        return inside
+    try:
+        name = str(read_recipe(path).raw["name"])
+    except SdpoError:
+        name = path.stem
+    run = newest_run(name)
+    return f"the run of this name goes on with `sdpo train --resume {quote(str(run))}`" if run else ""
 
 
 def read_resumption(folder: RunFolder, settings: Sequence[str], overrides: Sequence[str] = ()) -> Reread:
@@ -85,6 +100,19 @@ def finished_run(folder: RunFolder, settings: Sequence[str], overrides: Sequence
         return None
     check_kept(folder, recipe)
     return Trained(folder, from_json(read_text(folder.evaluation), str(folder.evaluation)))
+
+
+def how_far(run: Path) -> str:
+    """`stopped after epoch 3 of 14` of a run that is not trained to its end; empty where it is, or cannot be read."""
+    folder = RunFolder(run)
+    try:
+        recipe, _ = recipe_faults(read_recipe(folder.recipe).raw, str(folder.recipe))
+        if recipe is None or is_trained(folder, recipe):
+            return ""
+        last = max((row["epoch"] for row in read_epochs(folder.metrics)), default=0)
+    except SdpoError:  # whoever takes the run will say so, where it matters
+        return ""
+    return f"{'still training,' if is_locked(run) else 'stopped'} after epoch {last} of {recipe.train.epochs}"
 
 
 def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
