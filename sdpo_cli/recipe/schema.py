@@ -127,7 +127,11 @@ class RolloutSection(Section):
         default=32, ge=1, le=MANY, description="Prompts drawn an epoch, each with the objective's rollouts."
     )
     steps: int = Field(default=4, ge=1, le=1000, description="Denoising steps of a rollout.")
-    transition: Transition = Field(default="ddim", description="How a step goes from the clean estimate to less noise.")
+    transition: Transition = Field(
+        default="ddim",
+        description="How a step goes from the clean estimate to less noise: `ddim` (with eta 1 DDPM's own), `renoise` "
+        "as consistency models (LCM) draw, `cps` or `sde` for flow models. `ddim`, `renoise` and `cps` learn much alike.",
+    )
     eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim, cps or sde step.")
     offload: bool = Field(
         default=False,
@@ -145,13 +149,14 @@ class TrainSection(Section):
         "`pip install 'sdpo-cli[adamw8bit]'`.",
     )
     learning_rate: float = Field(default=3e-4, gt=0, le=1000, description="Step size of AdamW.")
-    batch: Count | Literal["all"] = Field(default="all", description="Pairs in one optimiser step.")
+    batch: Count | Literal["all"] = Field(default="all", description="Pairs in one optimiser step: a number, or `all`.")
     micro_batch: Count | Literal["auto"] = Field(
-        default="auto", description="Pairs in one forward and backward pass; it changes memory and speed alone."
+        default="auto",
+        description="Pairs in one pass forward and back, a number or `auto`; it changes memory and speed alone.",
     )
     decode_batch: Count | Literal["auto"] = Field(
         default="auto",
-        description="Pictures decoded at once; `auto`: the rollouts of `micro_batch` pairs. Fewer take less memory.",
+        description="Pictures decoded at once, a number or `auto`: those of `micro_batch` pairs. Fewer take less memory.",
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     kl: float = Field(

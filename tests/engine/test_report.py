@@ -35,7 +35,11 @@ from sdpo_cli.engine.evaluating.report import (
 )
 
 METRICS = [{"epoch": n, "images": 64.0 * n, "reward_first": 0.1 * n, "reward_last": 0.2 * n} for n in (1, 2, 3)]
-RECIPE = "model: emoji-turbo\nreward: {emoji-style: {style: 3d}}\n"
+RECIPE = """\
+model: {name: emoji-turbo, options: {guidance: null}}
+reward: {emoji-style: {style: 3d}}
+rollout: {steps: 2}
+"""
 VERSIONS = ["sdpo-cli 0.1.0", "torch 2.13.0"]
 
 
@@ -245,6 +249,11 @@ class TestModelCard:
     def test_the_code_it_shows_is_python(self):
         (code,) = re.findall(r"```python\n(.*?)```", render_model_card(card()), re.DOTALL)
         compile(code, "card", "exec")
+        assert 'pipe("a prompt", num_inference_steps=2, guidance_scale=1.0)' in code
+        guided = render_model_card(card(recipe=RECIPE.replace("null", "7.5")))
+        assert "num_inference_steps=2, guidance_scale=7.5)" in guided
+        assert "no guidance" in render_model_card(card())
+        assert "no guidance" not in guided
 
     def test_tables_have_rows_of_as_many_cells_as_their_head(self):
         lines = render_model_card(card()).splitlines()

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -44,12 +44,19 @@ def default(field: FieldInfo) -> str:
 
 
 def bounds(field: FieldInfo) -> str:
-    """`> 0, <= 1`."""
+    """`> 0, <= 1`, and the words that a field takes."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     found = [
         f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in signs.items() if hasattr(one, name)
     ]
-    return ", ".join(found)
+    return ", ".join([*found, *(f"`{word}`" for word in words(field.annotation))])
+
+
+def words(kind: Any) -> list[str]:
+    """The words among the values of a type."""
+    if get_origin(kind) is Literal:
+        return [one for one in get_args(kind) if isinstance(one, str)]
+    return [word for part in get_args(kind) for word in words(part)]
 
 
 def page() -> str:

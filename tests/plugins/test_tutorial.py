@@ -113,8 +113,10 @@ def test_what_new_writes_installs_passes_its_tests_and_is_used(run: Run, tmp_pat
     assert run("sdpo plugins new my-animals --kind prompt-source --out animals").returncode == 0
     installed = run("pip install -e warm -e animals")
     assert installed.returncode == 0, installed.stderr
-    tested = run("python -m pytest -q warm animals")
-    assert tested.stdout.splitlines()[-1].startswith("4 passed"), tested.stdout
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--of-another-project"\n')
+    for folder in ("warm", "animals"):
+        tested = run(f"python -m pytest -q {folder}")
+        assert tested.stdout.splitlines()[-1].startswith("2 passed"), tested.stdout + tested.stderr
     assert run("sdpo plugins check my-animals").stdout.startswith("prompt source my-animals ok\n")
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (8, 8), (255, 0, 51)).save(tmp_path / "pictures" / "a.png")

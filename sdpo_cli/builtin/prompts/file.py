@@ -26,6 +26,7 @@ def read_prompts(path: Path) -> Sequence[Prompt]:
     Raises:
         UsageError: no such file, another ending, not UTF-8, nothing in it, or a line that is no prompt.
     """
+    check_file(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UsageError(
@@ -37,10 +38,14 @@ def read_prompts(path: Path) -> Sequence[Prompt]:
     return prompts
 
 
-def read_text(path: Path) -> str:
-    """The file's text, UTF-8 with or without a mark, line ends as `\\n`."""
+def check_file(path: Path) -> None:
+    """UsageError where a folder lies there, whatever its name."""
     if path.is_dir():
         raise UsageError("is a folder", place=str(path), remedy="name a .txt, .jsonl or .csv file")
+
+
+def read_text(path: Path) -> str:
+    """The file's text, UTF-8 with or without a mark, line ends as `\\n`."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

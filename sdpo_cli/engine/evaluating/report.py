@@ -14,6 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import yaml
+
 from sdpo_cli.engine.evaluating.records import EvaluationReport, Interval, StepResult
 
 if TYPE_CHECKING:
@@ -152,7 +154,15 @@ def render_model_card(card: ModelCard) -> str:
     template = environment().get_template("model_card.md.j2")
     load_from = card.source if card.on_hub else f"path/to/{Path(card.source).name}"  # a card is read elsewhere
     rewards = by_reward(card.report) if card.report else []
-    return template.render(card=card, load_from=load_from, report=card.report, rewards=rewards)
+    recipe = yaml.safe_load(card.recipe)
+    return template.render(
+        card=card,
+        load_from=load_from,
+        report=card.report,
+        rewards=rewards,
+        steps=recipe["rollout"]["steps"],
+        guidance=recipe["model"]["options"].get("guidance"),
+    )
 
 
 def by_reward(report: EvaluationReport) -> list[tuple[str, list[StepResult]]]:
