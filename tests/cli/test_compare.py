@@ -32,7 +32,7 @@ def test_a_comparison_from_start_to_end(tmp_path, monkeypatch, capsys):
     assert told.endswith("beside them: comparisons/small/comparison.md\nSee it again: sdpo compare comparisons/small\n")
     table = (out / "comparison.md").read_text()
     assert table.startswith(
-        "# Comparison small\n\n- recipe: `small.yaml`\n- arms: sdpo, d3po, grpo\n- seeds: 0\n"
+        "# Comparison of sdpo, d3po, grpo\n\n- recipe: `small.yaml`\n- seeds: 0\n"
         "- figures: [1 step](steps-1.png)\n\n| colorfulness, after 8 pictures | 1 step |\n"
     )
     assert said.splitlines()[0] == "colorfulness, after 8 pictures"

@@ -97,10 +97,12 @@ def test_the_table_in_words():
 def test_what_stands_above_the_tables():
     figures = {"4 steps": "steps-4.png", "style against emoji-clip": "trade-off.png"}
     links = "- figures: [4 steps](steps-4.png), [style against emoji-clip](trade-off.png)\n\n"
-    assert preamble("mine", "recipe: `r.yaml`", CURVES, figures) == (
-        f"# Comparison mine\n\n- recipe: `r.yaml`\n- arms: dense, sparse\n- seeds: 0, 1 of dense; 0 of sparse\n{links}"
+    assert preamble("recipe: `r.yaml`", CURVES, figures) == (
+        f"# Comparison of dense, sparse\n\n- recipe: `r.yaml`\n- seeds: 0, 1 of dense; 0 of sparse\n{links}"
     )
-    assert "- arms: dense\n- seeds: 0, 1\n" in preamble("mine", "recipe: `r.yaml`", CURVES[1::-1], figures)
+    assert "# Comparison of dense\n\n- recipe: `r.yaml`\n- seeds: 0, 1\n" in preamble(
+        "recipe: `r.yaml`", CURVES[1::-1], figures
+    )
 
 
 def test_runs_to_come_take_as_long_an_epoch_as_those_before_them():

@@ -259,9 +259,7 @@ def write_comparison(
     counts, traded = list(dict.fromkeys(steps for steps, _ in keys)), trade_off(keys, trained, holding)
     figures = {step_word(steps): f"steps-{steps}.png" for steps in counts}
     figures |= {traded.title: TRADE_OFF} if traded else {}
-    write_text(
-        out / "comparison.md", preamble(out.resolve().name, origin, curves, figures) + comparison_markdown(cells)
-    )
+    write_text(out / "comparison.md", preamble(origin, curves, figures) + comparison_markdown(cells))
     write_text(out / STORED, comparison_json(cells, curves, trained))
     for steps in counts:
         names = sorted((name for count, name in keys if count == steps), key=lambda one: one not in (TOTAL, *trained))

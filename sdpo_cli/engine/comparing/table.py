@@ -84,8 +84,8 @@ def comparison_json(cells: Sequence[Cell], curves: Sequence[Curve], trained: Seq
     return json.dumps(found, indent=1) + "\n"
 
 
-def preamble(name: str, origin: str, curves: Sequence[Curve], figures: Mapping[str, str]) -> str:
-    """What stands above the tables: the comparison's name, what it was made of, and links to the figures beside it.
+def preamble(origin: str, curves: Sequence[Curve], figures: Mapping[str, str]) -> str:
+    """What stands above the tables: the arms as title, what they were made of, and links to the figures beside it.
 
     `figures` are files by what they show; `origin` is the recipe or the runs.
     """
@@ -96,8 +96,8 @@ def preamble(name: str, origin: str, curves: Sequence[Curve], figures: Mapping[s
     alike = len(set(lists.values())) == 1
     said = next(iter(lists.values())) if alike else "; ".join(f"{some} of {arm}" for arm, some in lists.items())
     links = ", ".join(f"[{title}]({file})" for title, file in figures.items())
-    lines = [origin, f"arms: {', '.join(seeds)}", f"seeds: {said}", f"figures: {links}"]
-    return f"# Comparison {name}\n\n" + "".join(f"- {line}\n" for line in lines) + "\n"
+    lines = [origin, f"seeds: {said}", f"figures: {links}"]
+    return f"# Comparison of {', '.join(seeds)}\n\n" + "".join(f"- {line}\n" for line in lines) + "\n"
 
 
 def comparison_markdown(cells: Sequence[Cell]) -> str:
