@@ -130,7 +130,7 @@ class RolloutSection(Section):
     transition: Transition = Field(
         default="ddim",
         description="How a step goes from the clean estimate to less noise: `ddim` (with eta 1 DDPM's own), `renoise` "
-        "as consistency models (LCM) draw, `cps` or `sde` for flow models. `ddim`, `renoise` and `cps` learn much alike.",
+        "as consistency models (LCM) draw, `cps` or `sde` for flow models. The first three learnt alike.",
     )
     eta: float = Field(default=1.0, ge=0, le=1, description="Share of fresh noise in a ddim, cps or sde step.")
     offload: bool = Field(
@@ -156,7 +156,7 @@ class TrainSection(Section):
     )
     decode_batch: Count | Literal["auto"] = Field(
         default="auto",
-        description="Pictures decoded at once, a number or `auto`: those of `micro_batch` pairs. Fewer take less memory.",
+        description="Pictures decoded at once, a number or `auto`: those of `micro_batch` pairs. Fewer save memory.",
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     kl: float = Field(
