@@ -277,7 +277,8 @@ def test_a_hanging_reward_stops_the_process_with_name_sample_and_timeout_after_a
     assert result.stdout == ""
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: reward mine:score: no answer in 0.5 s (")
-    assert line.endswith("); raise train.reward_timeout, or mend the reward")
+    on = "then continue with `sdpo train --out runs/hang --resume --override reward`"
+    assert line.endswith(f"); raise train.reward_timeout, or mend the reward; {on}")
     run = tmp_path / "runs/hang"
     whole = len((run / "metrics.jsonl").read_text().splitlines())
     assert whole >= 1
