@@ -84,7 +84,8 @@ def compared_with_base(
     places = places_of(actions, min(LOGGED_PAIRS, pairs))
     logged = len(places)
     if needed and plan.branched:
-        places = torch.cat([places, torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)])
+        branches = torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)
+        places = torch.cat([places, branches[LOGGED_PAIRS:]])  # the log has those of the first pairs
     elif needed:
         others = places_of(actions, pairs)
         places = torch.cat([places, others[others[:, 1] >= LOGGED_PAIRS]])

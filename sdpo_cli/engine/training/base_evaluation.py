@@ -34,8 +34,7 @@ def base_path(folder: Path, setup: Setup) -> Path:
         "rewards": [(reward.name, reward.version) for reward in setup.rewards + setup.eval_rewards],
         "libraries": library_versions(),
     }
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    return folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.safetensors"
 
 
 def write_base(path: Path, base: Side) -> None:
