@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sdpo_cli.api import LoadContext
 from sdpo_cli.api.tensors import LearningPlan
@@ -151,24 +152,25 @@ def compare_trials(
     """Make the runs that are missing, and show what all of them reached, and how far while `holding` held."""
     elsewhere: list[Trial] = []
     made: list[Made] = []
-    for number, trial in enumerate(trials, start=1):
-        lock, which = lock_of(trial, out), f"run {number} of {len(trials)}: {trial.folder.name}"
-        with writing(lock):
-            lock.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked(lock):
-                if not finished(trial):
-                    yield Note(which)
-                    made.append((yield from make_run(trial, out / "bases")))
-                    yield from outlook(made, trials[number:], out)
-        except StoppedError as stop:
-            remedy, number = "give the same command again to go on", stop.exit_code - 128
-            raise StoppedError("stopped", place=trial.folder.name, remedy=remedy, signal_number=number) from None
-        except InUseError:
-            elsewhere.append(trial)
-            yield Note(f"{which} is being made by another process")
-        except TrainingError as error:
-            yield Note(f"{which} cannot be trained and is left out: {error}")
+    with TemporaryDirectory() as bases:  # not kept: what rewards read may be another the next time
+        for number, trial in enumerate(trials, start=1):
+            lock, which = lock_of(trial, out), f"run {number} of {len(trials)}: {trial.folder.name}"
+            with writing(lock):
+                lock.mkdir(parents=True, exist_ok=True)
+            try:
+                with locked(lock):
+                    if not finished(trial):
+                        yield Note(which)
+                        made.append((yield from make_run(trial, Path(bases))))
+                        yield from outlook(made, trials[number:], out)
+            except StoppedError as stop:
+                remedy, number = "give the same command again to go on", stop.exit_code - 128
+                raise StoppedError("stopped", place=trial.folder.name, remedy=remedy, signal_number=number) from None
+            except InUseError:
+                elsewhere.append(trial)
+                yield Note(f"{which} is being made by another process")
+            except TrainingError as error:
+                yield Note(f"{which} cannot be trained and is left out: {error}")
     done = [trial for trial in trials if finished(trial)]
     if not done:
         raise UsageError("no run is finished yet", place=str(out), remedy="give the command again later")

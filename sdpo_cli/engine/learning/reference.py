@@ -24,26 +24,29 @@ Reference = Callable[[BaseModel, Rollouts, Tensor, int], Tensor]
 def base_estimates(
     model: BaseModel, rollouts: Rollouts, places: Int[Tensor, "N 2"], batch: int
 ) -> Float[Tensor, "R N C H W"]:
-    """The base model's clean estimates at the given (action, pair), which are on the CPU.
+    """The base model's clean estimates at the given (action, pair), which are on the CPU; where the rollouts lie.
 
     One network evaluation a state, those of `batch` places at a time.
     """
-    estimates = []
+    shape = (len(rollouts.x0), len(places), *rollouts.x0.shape[3:])
+    estimates = torch.empty(shape, device=rollouts.x0.device)
     with model.without_adapter(), torch.compiler.set_stance("force_eager"):  # not worth graphs of its own
-        for some in places.split(batch):
+        for start in range(0, len(places), batch):
+            some = places[start : start + batch]
             step, pair = some.unbind(-1)
             x_t, shared = rollouts.pick(rollouts.x_t, pair, step), step < rollouts.common[pair]
             here, row = (one.to(model.device, non_blocking=True) for one in (step, pair))
             known = take(rollouts.draw.conditioning, row)
-            estimates.append(denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared))
-    return torch.cat(estimates, dim=1)
+            found = denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared)
+            estimates[:, start : start + len(some)] = found
+    return estimates
 
 
 def with_reference(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Float[Tensor, "R N C H W"]) -> Rollouts:
     """The rollouts with the base model's estimates at the given (action, pair); elsewhere they are 0."""
     reference = torch.zeros_like(rollouts.x0)
     step, pair = places.to(reference.device, non_blocking=True).unbind(-1)
-    reference[:, pair, step] = estimates.to(reference.device)
+    reference[:, pair, step] = estimates
     return replace(rollouts, reference_x0=reference)
 
 
@@ -60,7 +63,8 @@ def kl_from_base(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Floa
     step, pair = places.unbind(-1)
     x_t, x0 = (rollouts.pick(states, pair, step) for states in (rollouts.x_t, rollouts.x0))
     at = rollouts.kernel.at(step.to(x0.device, non_blocking=True).expand(len(x0), -1))
-    return float(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, estimates, at), at.std).mean())
+    base = estimates.to(x0.device)
+    return float(gaussian_kl(step_mean(x_t, x0, at), step_mean(x_t, base, at), at.std).mean())
 
 
 def compared_with_base(

@@ -193,7 +193,7 @@ def joint_estimates(
 ) -> Float[Tensor, "R N C H W"]:
     """`base_estimates`, each process asked about its own rollouts."""
     shape = (len(rollouts.x0), len(places), *rollouts.x0.shape[3:])
-    estimates = torch.empty(shape, device=model.device)
+    estimates = torch.empty(shape, device=rollouts.x0.device)
     for own, part in seat.team.perform(compare_share, seat, places):
         if part is not None:
             estimates[:, own] = part
