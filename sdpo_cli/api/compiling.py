@@ -38,15 +38,35 @@ def check_triton(device: torch.device) -> None:
         raise UsageError(fault, place="model.compile", remedy="leave compile off")
 
 
-def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
-    """Compile every repeated block of `network` for the shapes it will meet, at its first call; gives their number."""
+def compile_blocks(network: nn.Module, backend: str = "inductor", *, middle: bool = True) -> int:
+    """Compile every repeated block of `network` for the shapes it will meet, at its first call; gives their number.
+
+    Without `middle` a UNet's smallest is left out where it is alone: no other has its shapes, and it takes little time.
+    """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    keep_compiled_attention()
     names = getattr(network, "_repeated_blocks", None) or BLOCKS
     blocks = [module for module in network.modules() if type(module).__name__ in names]
+    alone = [] if middle else [module for module in network_middle(network) if module in blocks]
+    blocks = [module for module in blocks if len(alone) != 1 or module is not alone[0]]
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
     return len(blocks)
+
+
+def network_middle(network: nn.Module) -> list[nn.Module]:
+    """The modules of a UNet's middle block; none of another network."""
+    middle = getattr(network, "mid_block", None)
+    return [] if middle is None else list(middle.modules())
+
+
+def keep_compiled_attention() -> None:
+    """Let torch keep compiled blocks on disk although they say which attention to take: that is part of their key."""
+    config = import_module("torch._inductor.config")
+    known: dict[str, str] = getattr(config, "unsafe_marked_cacheable_functions", {})
+    for name in ("_backend_from_string", "_sdpa_kernel"):
+        known[f"torch.nn.attention.{name}"] = torch.__version__
 
 
 def padded(rows: Tensor, count: int) -> Tensor:

@@ -65,7 +65,7 @@ class DiffusersModel(Adaptable):
         if self.device.type == "cuda":
             fuse_blocks(self.denoiser)
             fuse_blocks(self.vae.decoder)
-        compile_blocks(self.denoiser, backend)
+        compile_blocks(self.denoiser, backend, middle=self.device.type != "cuda")
         self.decoder_blocks = compile_blocks(self.vae.decoder, backend)
         if self.device.type == "cuda":
             self.recorder = record_passes(self.denoiser, Pool(self.device))

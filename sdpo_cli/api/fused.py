@@ -4,16 +4,20 @@ For networks whose own weights are frozen, on CUDA. A block whose weights are tr
 convolutions, computes as diffusers does. Numbers are the same but for rounding.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, linear
+from torch.nn.functional import conv2d, conv_transpose2d, gelu, linear
 
 from sdpo_cli.api.fused_norm import NormAct, Sum
+from sdpo_cli.api.fused_upsample import Interleave, parts_of_kernel
 
 
 class FrozenConv(torch.autograd.Function):
@@ -85,17 +89,47 @@ class FusedTransformer(Transformer2DModel):
 
 
 class FusedUpsample(Upsample2D):
-    """Twice as many rows and columns, channels-last whatever the batch."""
+    """Twice as many rows and columns, from convolutions of the small picture.
+
+    Attributes:
+        parts: its four kernels, as of `parts_of_kernel`.
+        as_published: whether all of these compute as diffusers does.
+    """
 
     conv: Any
+    parts: Tensor
+    as_published: ClassVar[bool] = False
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's."""
-        if output_size is not None or not is_frozen(self.conv):
+        if output_size is not None or self.as_published or not is_frozen(self.conv):
             output: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return output
-        bias: Tensor = self.conv.bias[:, None, None]
-        return convolved(self.conv, doubled(hidden_states)) + bias
+        return interleaved(untyped(FrozenConv.apply)(hidden_states, self.parts, 1), self.conv.bias)
+
+
+class FusedNorm(nn.GroupNorm):
+    """A normalisation that no block holds, such as a network's last one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the parent's."""
+        return normalised(self, input, act=False) if is_frozen(self) else super().forward(input)
+
+
+class SplitGEGLU(GEGLU):
+    """A gated layer whose two halves are computed apart while gradients are kept: theirs need not be joined."""
+
+    proj: Any
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's."""
+        if not torch.is_grad_enabled() or type(self.proj) is not nn.Linear or self.proj.weight.requires_grad:
+            output: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return output
+        weights = self.proj.weight.chunk(2)
+        biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
+        value, gate = (linear(hidden_states, *both) for both in zip(weights, biases, strict=True))
+        return value * gelu(gate)
 
 
 def normalised(norm: Any, x: Tensor, addend: Tensor | None = None, *, act: bool = True) -> Tensor:
@@ -110,12 +144,10 @@ def summed(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
     return output
 
 
-def doubled(x: Tensor) -> Tensor:
-    """Every place four times: rows of channels are joined, which is faster than torch's ways to repeat them."""
-    places = x.permute(0, 2, 3, 1)
-    count, height, width, channels = places.shape
-    wide = torch.cat([places, places], -1).flatten(2)
-    return torch.cat([wide, wide], -1).view(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+def interleaved(parts: Tensor, bias: Tensor) -> Tensor:
+    """The picture of twice the size from its four parts, and a number for each channel."""
+    output: Tensor = untyped(Interleave.apply)(parts, bias)
+    return output
 
 
 def convolved(conv: Any, x: Tensor) -> Tensor:
@@ -129,9 +161,9 @@ def untyped(function: Any) -> Any:
     return function
 
 
-def is_frozen(layer: nn.Module) -> bool:
+def is_frozen(layer: Any) -> bool:
     """Whether a layer is what diffusers made it, no LoRA on it, and is not trained."""
-    weight: Any = layer.weight if type(layer) in (nn.Conv2d, nn.GroupNorm) else None
+    weight: Any = layer.weight if type(layer) in (nn.Conv2d, nn.GroupNorm, FusedNorm) else None
     return weight is not None and not weight.requires_grad
 
 
@@ -146,22 +178,46 @@ def is_fusible(block: Any) -> bool:
         return bool(block.is_input_continuous)
     if kind is Upsample2D:
         plain = block.use_conv and block.name == "conv" and not block.use_conv_transpose and block.norm is None
-        return bool(plain and block.interpolate and block.conv.bias is not None)
-    return False
+        return bool(plain and block.interpolate and is_plain_convolution(block.conv))
+    return kind is GEGLU
+
+
+def is_plain_convolution(conv: Any) -> bool:
+    """Whether a layer is a convolution by 3x3 kernels of a picture with zeros around it, with a bias."""
+    if type(conv) is not nn.Conv2d or conv.bias is None:
+        return False
+    plain = conv.groups == 1 and conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return plain and conv.kernel_size == (3, 3) and conv.padding == (1, 1)
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     ResnetBlock2D: FusedResnet,
     Transformer2DModel: FusedTransformer,
     Upsample2D: FusedUpsample,
+    GEGLU: SplitGEGLU,
 }
+
+
+@contextmanager
+def as_published() -> Iterator[None]:
+    """While entered, what saves operations is left out, so that those of the networks as published are counted."""
+    FusedUpsample.as_published = True
+    try:
+        yield
+    finally:
+        FusedUpsample.as_published = False
 
 
 def fuse_blocks(network: Any) -> int:
     """Let the network's blocks compute so; gives their number."""
+    last = getattr(network, "conv_norm_out", None)
+    if is_frozen(last):
+        last.__class__ = FusedNorm
     blocks = [block for block in network.modules() if is_fusible(block)]
     for block in blocks:
         block.__class__ = FUSED[type(block)]
+        if isinstance(block, FusedUpsample):
+            block.register_buffer("parts", parts_of_kernel(block.conv.weight.detach()), persistent=False)
     if blocks:
         network.to(memory_format=torch.channels_last)
     return len(blocks)

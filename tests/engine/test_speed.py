@@ -13,9 +13,11 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.nn.functional import group_norm, silu
+from torch.utils.flop_counter import FlopCounterMode
 
 from sdpo_cli.api import LoadContext, fused, lora_layers
 from sdpo_cli.api.attention import CudnnAttention, is_cudnn_faster, prefer_cudnn
+from sdpo_cli.api.compiling import compile_blocks
 from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
@@ -225,6 +227,31 @@ class TestCompiled:
         assert counters["stats"]["unique_graphs"] == graphs
         assert not counters["graph_break"]
 
+    def test_first_states_that_fill_a_batch_are_computed_once_for_all_rollouts(self, plain, compiled):
+        kernel = kernel_for(with_floor(plain.schedule(2)), "ddim", 1.0)
+        with counted(compiled) as work:
+            found = roll_out(compiled, kernel, tiny.draw(compiled), LearningPlan(), 0, 2)
+        assert (work.network_calls, work.network_pictures) == (
+            1 + 2 + 2,
+            4 + 2 * 4 + 2 * 2,
+        )  # of 4 pairs, and of the 5th
+        expected = rolled(plain)
+        for name in ("x_t", "x0", "log_prob"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+
+    def test_states_of_their_own_are_not_shared(self, plain, compiled):
+        plan, kernel = LearningPlan(shared_noise=False), kernel_for(with_floor(plain.schedule(2)), "ddim", 1.0)
+        found, expected = (roll_out(model, kernel, tiny.draw(model), plan, 0, 2) for model in (compiled, plain))
+        torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("layers", "left_out"), [(1, 1), (2, 0)])
+    def test_a_middle_block_is_left_out_where_it_is_alone(self, layers, left_out):
+        whole, rest = (
+            compile_blocks(tiny.small_unet(transformer_layers_per_block=layers), "eager", middle=middle)
+            for middle in (True, False)
+        )
+        assert whole - rest == left_out
+
     def test_fewer_pictures_are_decoded_by_the_same_graph(self, plain, compiled):
         x0 = rolled(plain).x0[0, :, -1]
         pictures(compiled, rolled(compiled))
@@ -292,6 +319,16 @@ class TestFused:
             return (silu(output) if act else output).contiguous(memory_format=torch.channels_last)
 
         monkeypatch.setattr(fused, "normalised", normalised)
+
+        def interleaved(parts, bias):
+            count, (height, width) = len(parts), (side - 1 for side in parts.shape[2:])
+            parts = parts.unflatten(1, (2, 2, -1))
+            rows = [
+                torch.stack([parts[:, a, b, :, a : a + height, b : b + width] for b in (0, 1)], dim=-1) for a in (0, 1)
+            ]
+            return torch.stack(rows, dim=-3).view(count, len(bias), 2 * height, 2 * width) + bias[:, None, None]
+
+        monkeypatch.setattr(fused, "interleaved", interleaved)
         monkeypatch.setattr(fused, "summed", lambda one, other, bias: one + other + bias[:, None, None])
 
     def load(self, folder, **options):
@@ -313,6 +350,13 @@ class TestFused:
         torch.testing.assert_close(pictures(model, expected), pictures(plain, expected))
         assert relative(gradient(model, expected), gradient(plain, expected)) < 1e-4
         assert self.calls > 0
+
+    def test_operations_are_counted_as_those_of_the_plain_network(self, checkpoint, plain):
+        model, x0 = self.load(checkpoint), torch.randn(2, *plain.latent_shape)
+        counts = [operations(lambda one=one: one.decode(x0)) for one in (model, plain)]
+        with FlopCounterMode(display=False) as needed:
+            model.decode(x0)
+        assert counts[0] == counts[1] > needed.get_total_flops()
 
     def test_a_decoder_none_of_which_is_compiled_decodes_no_more_pictures_than_asked_for(self, checkpoint, plain):
         model, x0, sizes = self.load(checkpoint), torch.randn(4, *plain.latent_shape), []
@@ -343,7 +387,7 @@ class TestFused:
         unet = tiny.small_unet(use_linear_projection=True).requires_grad_(False).eval()
         x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 16)
         expected = unet(x, 1, encoder_hidden_states=text).sample
-        assert fused.fuse_blocks(unet) == 13
+        assert fused.fuse_blocks(unet) == 17
         torch.testing.assert_close(unet(x, 1, encoder_hidden_states=text).sample, expected)
 
 

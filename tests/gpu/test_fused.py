@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch._dynamo.utils import counters
-from torch.nn.functional import group_norm, silu
+from torch.nn.functional import conv2d, group_norm, interpolate, silu
 from torch.profiler import ProfilerActivity, profile
 
 from sdpo_cli.api import LoadContext
@@ -184,3 +184,22 @@ def test_in_float32_a_compiled_network_is_the_plain_one(family):
     rolled(compiled)
     gradient(compiled, rollouts, [range(5)])
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 64, 48, 9, 7), (1, 128, 128, 64, 64)])
+def test_a_picture_of_twice_the_size_is_that_of_torch(shape, dtype):
+    from sdpo_cli.api.fused_upsample import Interleave, parts_of_kernel
+
+    count, before, after, height, width = shape
+    x = tensor(count, before, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = tensor(after, before, 3, 3, dtype=dtype) / 30, tensor(after, dtype=dtype)
+    grad = tensor(count, after, 2 * height, 2 * width, dtype=dtype)
+    x.requires_grad_()
+    out = Interleave.apply(conv2d(x, parts_of_kernel(weight), padding=1), bias)
+    expected = conv2d(interpolate(x.double(), scale_factor=2.0), weight.double(), bias.double(), padding=1)
+    slopes = [torch.autograd.grad(one, x, grad.to(one.dtype))[0] for one in (out, expected)]
+    bound = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
+    assert relative(out, expected) < bound
+    assert relative(*slopes) < bound
+    assert out.is_contiguous(memory_format=torch.channels_last)

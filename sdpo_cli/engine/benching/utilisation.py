@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdpo_cli.api.fused import as_published
 from sdpo_cli.api.graphs import held_by_recordings
 from sdpo_cli.api.tensors import BaseModel, Previewer
 
@@ -68,9 +69,10 @@ def synchronise(device: torch.device) -> None:
 def operations(call: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention in a call, gradients included.
 
-    Compiled blocks run uncompiled meanwhile: nothing can be counted inside them.
+    Those of the networks as published, whatever computes them with fewer. Compiled blocks run uncompiled meanwhile:
+    nothing can be counted inside them.
     """
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), as_published(), FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
 

@@ -116,12 +116,13 @@ def denoise_rollouts(
 ) -> Float[Tensor, "R B C H W"]:
     """Clean estimates of all rollouts in one network batch; a prompt whose states are shared [B] is computed once.
 
-    A compiled network computes each state, so that its batches are equally large. `at` holds the level of each
-    prompt, [B]. `shared` is on the CPU: a device that must tell how large a batch is makes everybody wait.
+    A compiled network computes each state, so that its batches are equally large (`first_estimates` fills them with
+    other prompts'). `at` holds the level of each prompt, [B]. `shared` is on the CPU: a device that must tell how large
+    a batch is makes everybody wait.
     """
     rollouts, prompts = x_t.shape[:2]
     own = torch.ones(rollouts, prompts, dtype=torch.bool)
-    own[1:] = ~shared | (isinstance(model, Compilable) and model.compiled)
+    own[1:] = ~shared | is_compiled(model)
     place = own.flatten().cumsum(0).view(rollouts, prompts) - 1
     places = torch.where(own, place, place[:1].expand_as(place))
     index, row, places = (
@@ -145,14 +146,40 @@ def roll_out_parts(
     With `offload` what is sampled goes to the CPU step by step.
     """
     every = common_steps(kernel, plan, range(draw.first, draw.first + len(draw)), seed)
+    known = first_estimates(model, kernel, draw, plan, seed, batch)
     for start in range(0, len(draw), batch):
         end = min(start + batch, len(draw))
         rows, numbers = torch.arange(start, end, device=model.device), range(draw.first + start, draw.first + end)
         part = Draw(draw.prompts[start : start + batch], numbers[0], take(draw.conditioning, rows))
         common = every[start:end]
         store = torch.device("cpu") if offload else model.device
-        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed, common, store)
+        first = known[start:end] if start < len(known) else None
+        trajectories = sample_trajectories(model, kernel, part.conditioning, plan, numbers, seed, common, store, first)
         yield Rollouts(part, kernel, *trajectories, common)
+
+
+@torch.no_grad()
+def first_estimates(
+    model: BaseModel, kernel: Kernel, draw: Draw, plan: LearningPlan, seed: int, batch: int
+) -> Float[Tensor, "N C H W"]:
+    """Clean estimates of step 0 of the first N pairs, once for all rollouts of a pair, by a compiled network.
+
+    Its batches have one size: these are filled with other pairs. N = 0 with fewer pairs than fill one, with rollouts
+    that start each from its own noise, and for a network that computes a shared state once in any batch.
+    """
+    size, found = plan.rollouts * batch, [torch.empty(0, *model.latent_shape, device=model.device)]
+    if plan.shared_noise and is_compiled(model):
+        for start in range(0, len(draw) - size + 1, size):
+            rows = torch.arange(start, start + size, device=model.device)
+            numbers = range(draw.first + start, draw.first + start + size)
+            x = kernel.initial_scale * initial_noise(model, plan, numbers, seed)[0]
+            found.append(model.denoise(x, kernel.at(torch.zeros_like(rows)), take(draw.conditioning, rows)))
+    return torch.cat(found)
+
+
+def is_compiled(model: BaseModel) -> bool:
+    """Whether the model wants batches of one size."""
+    return isinstance(model, Compilable) and model.compiled
 
 
 def joined_rollouts(draw: Draw, parts: Sequence[Rollouts]) -> Rollouts:
@@ -189,15 +216,20 @@ def sample_trajectories(
     seed: int,
     common: Int[Tensor, " B"],
     store: torch.device,
+    first: Float[Tensor, "B C H W"] | None = None,
 ) -> tuple[Float[Tensor, "R B S1 C H W"], Float[Tensor, "R B S C H W"], Float[Tensor, "R B S"]]:
-    """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers, kept in `store`."""
+    """x_t, x0 and log-probabilities of R rollouts of the pairs with the given running numbers, kept in `store`.
+
+    `first` are the clean estimates of step 0, where they are known.
+    """
     x = kernel.initial_scale * initial_noise(model, plan, numbers, seed)
     drawn = range(0, plan.rollouts, 2 if plan.antithetic else 1)
     sources = [generator(seed, "action", number, r) for r in drawn for number in numbers]
     states, estimates, log_probs = [x.to(store)], [], []
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(numbers),), step, device=model.device))
-        x0 = denoise_rollouts(model, x, at, conditioning, step < common)
+        known = first if step == 0 else None
+        x0 = denoise_rollouts(model, x, at, conditioning, step < common) if known is None else known.expand_as(x)
         wide = at.at(torch.arange(len(numbers), device=model.device).expand(plan.rollouts, -1))
         mean = step_mean(x, x0, wide)
         noise = normal(model.latent_shape, sources, model.device).view(len(drawn), *x.shape[1:])
