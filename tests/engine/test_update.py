@@ -1,6 +1,7 @@
 """Step-shuffled updates: what is updated when, and what an update does to the weights."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -16,9 +17,11 @@ from sdpo_cli.builtin.objectives.options import RebelOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
 from sdpo_cli.engine.learning.reference import (
+    LOGGED,
     base_estimates,
     compared_with_base,
     kl_from_base,
+    logged_places,
     places_of,
     with_reference,
 )
@@ -317,6 +320,25 @@ def test_the_reference_is_the_model_without_its_adapter(model, rollouts):
     assert bare.kl is None
 
 
+@pytest.mark.parametrize(("actions", "pairs", "count"), [(10, 8, 16), (3, 8, 12), (50, 2, 16), (1, 1, 1)])
+def test_the_log_asks_about_a_few_actions_spread_over_all_steps_and_the_first_prompts(actions, pairs, count):
+    places = logged_places(range(actions), pairs)
+    assert len({(action, pair) for action, pair in places.tolist()}) == len(places) == count
+    assert (int(places[0, 0]), int(places[-1, 0])) == (0, actions - 1)
+    assert max(after - before for before, after in pairwise([0, *places[:, 0].tolist()])) <= -(-actions // 15)
+    assert set(places[:, 1].tolist()) == set(range(min(4, pairs)))
+
+
+def test_a_loss_that_needs_the_base_model_has_its_estimate_of_every_action(model, rollouts, checkpoint):
+    setup = tiny.setup(checkpoint)
+    section = setup.recipe.train.model_copy(update={"kl": 0.1})
+    recipe = setup.recipe.model_copy(update={"train": section})
+    found, logged = compared_with_base(model, LearningPlan(), recipe, rollouts, ACTIONS, 5)
+    expected = compared_with(model, rollouts, batch=5).reference_x0
+    torch.testing.assert_close(found.reference_x0, expected, rtol=1e-4, atol=1e-5)
+    assert logged == {"kl_base": pytest.approx(divergence_of(model, rollouts, 4), rel=1e-3)}
+
+
 def test_of_branched_pairs_the_base_model_is_asked_about_the_branch_and_for_the_log(checkpoint, monkeypatch):
     setup = tiny.setup(checkpoint, steps=8, branched=True)
     section = setup.recipe.train.model_copy(update={"kl": 0.1})
@@ -326,7 +348,7 @@ def test_of_branched_pairs_the_base_model_is_asked_about_the_branch_and_for_the_
     asked, denoise = [], model.denoise
     monkeypatch.setattr(model, "denoise", lambda x, at, known: asked.append(len(x)) or denoise(x, at, known))
     compared, _ = compared_with_base(model, setup.objective.plan, setup.recipe, rollouts, list(range(7)), 5)
-    assert sum(asked) <= 2 * 7 * 4 + 5  # the log's four pairs at all actions, and every pair's branch
+    assert sum(asked) <= 2 * LOGGED + 5  # the log's actions, and every pair's branch
     branch = rollouts.common - 1
     replayed = replay(model, compared, torch.arange(5), branch)
     with model.without_adapter():

@@ -12,8 +12,8 @@ from sdpo_cli.engine.learning.rollout import Rollouts, denoise_rollouts, take
 from sdpo_cli.maths import gaussian_kl, step_mean
 from sdpo_cli.recipe import Recipe
 
-LOGGED_PAIRS = 4
-"""Prompts whose rollouts tell the epoch's divergence from the base model where the loss does not need all of them."""
+LOGGED_PAIRS, LOGGED = 4, 16
+"""Prompts, and of their actions how many, that tell the epoch's divergence from the base model."""
 
 
 Reference = Callable[[BaseModel, Rollouts, Tensor, int], Tensor]
@@ -55,6 +55,18 @@ def places_of(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
     return torch.cartesian_prod(torch.tensor(actions), torch.arange(pairs))
 
 
+def logged_places(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
+    """The (action, pair) that tell the epoch's divergence: of the first pairs up to `LOGGED`, evenly spread."""
+    places = places_of(actions, min(LOGGED_PAIRS, pairs))
+    spread = torch.linspace(0, len(places) - 1, min(LOGGED, len(places)), dtype=torch.float64)
+    return places[spread.round().long()]
+
+
+def without(places: Int[Tensor, "N 2"], known: Int[Tensor, "M 2"]) -> Int[Tensor, "L 2"]:
+    """The places that are not among the known ones."""
+    return places[~(places[:, None] == known).all(-1).any(-1)]
+
+
 def kl_from_base(rollouts: Rollouts, places: Int[Tensor, "N 2"], estimates: Float[Tensor, "R N C H W"]) -> float:
     """KL divergence of the sampling policy from the base model, nats per element, mean over the (action, pair).
 
@@ -85,14 +97,10 @@ def compared_with_base(
     pairs, needed = len(rollouts.draw), plan.reference or recipe.train.kl > 0
     if not needed and recipe.model.train == "full":
         return rollouts, {}
-    places = places_of(actions, min(LOGGED_PAIRS, pairs))
-    logged = len(places)
-    if needed and plan.branched:
+    logged = places = logged_places(actions, pairs)
+    if needed:
         branches = torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)
-        places = torch.cat([places, branches[LOGGED_PAIRS:]])  # the log has those of the first pairs
-    elif needed:
-        others = places_of(actions, pairs)
-        places = torch.cat([places, others[others[:, 1] >= LOGGED_PAIRS]])
+        places = torch.cat([logged, without(branches if plan.branched else places_of(actions, pairs), logged)])
     estimates = reference(model, rollouts, places, batch)
-    divergence = {"kl_base": kl_from_base(rollouts, places[:logged], estimates[:, :logged])}
+    divergence = {"kl_base": kl_from_base(rollouts, logged, estimates[:, : len(logged)])}
     return with_reference(rollouts, places, estimates) if needed else rollouts, divergence
