@@ -201,11 +201,19 @@ class PatientScorer(Scorer):
 
 @dataclass(frozen=True)
 class Staged:
-    """What one epoch, stage by stage, has made; `work` is what the networks did before the update."""
+    """What one epoch, stage by stage, has made.
+
+    Attributes:
+        lesson: what the updates learnt from.
+        updates: the optimiser steps.
+        work: what the networks did before the update.
+        compared: pictures in which the update's stage asked the base model.
+    """
 
     lesson: Lesson
     updates: Sequence[Update]
     work: Work
+    compared: int
 
 
 def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
@@ -223,11 +231,12 @@ def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
         advantage = assign_credit(rollouts, scored, plan, fresh_statistics(setup)).advantage
     with watch.stage("update"):
         actions, train = action_steps(setup.kernel, plan), setup.recipe.train
-        rollouts, _ = compared_with_base(setup.model, plan, setup.recipe, rollouts, actions, micro_batch)
+        with counted(setup.model) as compared:
+            rollouts, _ = compared_with_base(setup.model, plan, setup.recipe, rollouts, actions, micro_batch)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=setup.recipe.seed, epoch=epoch)
         lesson = Lesson(setup.objective, rollouts, advantage, train.kl, train.max_grad_norm)
         update_policy(setup.model, run.optimizer, lesson, updates, micro_batch)
-    return Staged(lesson, updates, work)
+    return Staged(lesson, updates, work, compared.network_pictures)
 
 
 def draw_and_decode(
@@ -264,10 +273,11 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
 
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
     pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)].to(model.device)
+    estimate = operations(predict)
     return {
-        "rollout": operations(predict) * work.network_pictures,
+        "rollout": estimate * work.network_pictures,
         "decode": operations(lambda: decode(pictures)) * work.decoded_pictures // len(pictures),
-        "update": operations(learn) * count,
+        "update": operations(learn) * count + estimate * staged.compared,
     }
 
 
