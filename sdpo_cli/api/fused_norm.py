@@ -33,7 +33,7 @@ class NormAct(torch.autograd.Function):
         kernels.sums_kernel[grid](x, sums, rows, channels, chunk, kernels.TALL, kernels.WIDE)
         kernels.coefficients_kernel[count, groups](
             *(x, sums, addend, weight, bias, scale, shift, mean, deviation, rows, channels, channels // groups, parts),
-            *(epsilon, addend is not None, power_of_2(parts), power_of_2(channels // groups)),
+            *(epsilon, addend is not None, MOST_CHUNKS, max(kernels.GROUP, power_of_2(channels // groups))),
         )
         grid = tiles(x, kernels)
         kernels.normalise_kernel[grid](x, scale, shift, out, rows, channels, act, kernels.TALL, kernels.WIDE)
@@ -55,7 +55,7 @@ class NormAct(torch.autograd.Function):
         kernels.grad_sums_kernel[grid](x, grad, scale, shift, sums, rows, channels, chunk, ctx.act, *shape)
         kernels.grad_coefficients_kernel[count, groups](
             *(x, sums, addend, weight, mean, deviation, constant, slope, rows, channels, channels // groups, parts),
-            *(addend is not None, power_of_2(parts), power_of_2(channels // groups)),
+            *(addend is not None, MOST_CHUNKS, max(kernels.GROUP, power_of_2(channels // groups))),
         )
         kernels.grad_input_kernel[tiles(x, kernels)](
             *(x, grad, scale, shift, constant, slope, out, rows, channels, ctx.act, *shape)

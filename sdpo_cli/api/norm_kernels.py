@@ -13,6 +13,8 @@ import triton.language as tl
 
 TALL, WIDE = 64, 64
 """Of the tile of a picture that a program holds."""
+GROUP = 128
+"""Channels that a program of a group has room for, if there are no more: one kernel for most groups."""
 
 
 @triton.jit
@@ -92,7 +94,7 @@ def summed(sums, channels, parts, column, known, room: tl.constexpr):
     return tl.sum(tl.load(sums + place, inside, 0.0), 0), tl.sum(tl.load(second + place, inside, 0.0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "channels", "width", "parts"])
 def coefficients_kernel(
     x, sums, addend, weight, bias, scale, shift, mean, deviation, rows, channels, width, parts, epsilon,
     added: tl.constexpr, room: tl.constexpr, wide: tl.constexpr,
@@ -118,7 +120,7 @@ def coefficients_kernel(
     tl.store(deviation + picture * tl.num_programs(1) + group, inverse)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "channels", "width", "parts"])
 def grad_coefficients_kernel(
     x, sums, addend, weight, mean, deviation, constant, slope, rows, channels, width, parts,
     added: tl.constexpr, room: tl.constexpr, wide: tl.constexpr,
