@@ -67,11 +67,11 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def check_equal(team, one: str, other: str) -> None:
-    """The same metrics, weights and counters up to the order of sums in float32."""
+    """The same metrics, weights and counters up to the order of sums in float32; a small spread enlarges its part."""
     for row, like in zip(*(metrics(team.folder / run) for run in (one, other)), strict=True):
         for numbers in (row, like):
             numbers.pop("preferred", None)  # the share of Δρ > 0; before the first update all are 0 but for rounding
-        assert row == pytest.approx(like, rel=1e-4, abs=1e-6)
+        assert row == pytest.approx(like, rel=1e-3, abs=1e-6)
     snapshots = [newest_snapshot(team.folder / run / "checkpoints")[0] for run in (one, other)]
     for found, like in zip(*(snapshot.weights.values() for snapshot in snapshots), strict=True):
         torch.testing.assert_close(found, like, rtol=1e-4, atol=1e-5)
