@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 
 from sdpo_cli.api.tensors import Sampler
 from sdpo_cli.engine.evaluating.sampling import sample_latents, sample_pictures
+from sdpo_cli.engine.learning import rollout
 from sdpo_cli.engine.learning.rollout import encode_distinct
 from sdpo_cli.maths import kernel_for
 
@@ -84,3 +85,24 @@ def test_equal_prompts_are_encoded_once(checkpoint, monkeypatch):
     conditioning = encode_distinct(model, ["cat", "dog", "cat", "cat"])
     assert encoded == ["cat", "dog"]
     assert torch.equal(conditioning["prompt_embeds"][0], conditioning["prompt_embeds"][3])
+
+
+def test_later_prompts_are_encoded_with_new_ones_each_once(checkpoint, monkeypatch):
+    model, known, encoded = tiny.load(checkpoint), {}, []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda prompts: encoded.append(list(prompts)) or encode(prompts))
+    monkeypatch.setattr(rollout, "AHEAD", 2)
+    first = encode_distinct(model, ["cat", "dog"], known=known, later=["dog", "owl", "owl", "fox", "bee"])
+    again = encode_distinct(model, ["owl", "fox"], known=known, later=["bee"])
+    assert encoded == [["cat", "dog", "owl", "fox"]]
+    assert (len(first["prompt_embeds"]), len(again["prompt_embeds"])) == (2, 2)
+    torch.testing.assert_close(again["prompt_embeds"], encode_distinct(model, ["owl", "fox"])["prompt_embeds"])
+
+
+def test_no_more_encodings_are_kept_than_there_is_room_for(checkpoint, monkeypatch):
+    model, known = tiny.load(checkpoint), {}
+    monkeypatch.setattr(rollout, "ENCODINGS_KEPT", 3)
+    encode_distinct(model, ["cat", "dog"], known=known, later=["owl", "fox"])
+    assert list(known) == ["cat", "dog", "owl"]
+    encode_distinct(model, ["fox", "bee", "cat"], known=known, later=["owl"])
+    assert list(known) == ["fox", "bee", "cat"]

@@ -3,8 +3,9 @@
 Source: arXiv 2411.11727, part 1 of SDPO.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +18,8 @@ from sdpo_cli.maths import Kernel, gaussian_log_prob, step_mean
 
 ENCODINGS_KEPT = 1024
 """Encoded prompts kept on the device at the most."""
+AHEAD = 128
+"""Prompts of later epochs that are encoded with new ones: offloaded encoders come to the device more rarely."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,9 @@ def action_steps(kernel: Kernel, plan: LearningPlan) -> list[int]:
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, epoch: int, seed: int) -> list[Prompt]:
     """The `count` prompts of an epoch (from 1): every prompt once, in random order, then all again in another."""
-    chosen = []
-    for place in range((epoch - 1) * count, epoch * count):
-        lap, index = divmod(place, len(prompts))
-        chosen.append(prompts[lap_order(len(prompts), lap, seed)[index]])
-    return chosen
+    places = [divmod(place, len(prompts)) for place in range((epoch - 1) * count, epoch * count)]
+    orders = {lap: lap_order(len(prompts), lap, seed) for lap, _ in places}
+    return [prompts[orders[lap][index]] for lap, index in places]
 
 
 def lap_order(count: int, lap: int, seed: int) -> list[int]:
@@ -91,17 +92,27 @@ def take(conditioning: Conditioning, index: Tensor) -> Conditioning:
 
 
 def encode_distinct(
-    model: BaseModel, prompts: Sequence[str], *, known: dict[str, Conditioning] | None = None, batch: int = 64
+    model: BaseModel,
+    prompts: Sequence[str],
+    *,
+    known: dict[str, Conditioning] | None = None,
+    later: Iterable[str] = (),
+    batch: int = 64,
 ) -> Conditioning:
     """Conditioning of every prompt, each distinct text encoded once.
 
-    `known` remembers up to `ENCODINGS_KEPT` texts from call to call.
+    `known` remembers up to `ENCODINGS_KEPT` texts from call to call. Where any text is new, up to `AHEAD` new ones of
+    those wanted `later` are encoded with it.
     """
     known = {} if known is None else known
     new = [text for text in dict.fromkeys(prompts) if text not in known]
     if len(known) + len(new) > ENCODINGS_KEPT:
         known.clear()
         new = list(dict.fromkeys(prompts))
+    if new:
+        room = max(0, min(AHEAD, ENCODINGS_KEPT - len(known) - len(new)))
+        coming = dict.fromkeys(islice(later, ENCODINGS_KEPT))
+        new += [text for text in coming if text not in known and text not in new][:room]
     for start in range(0, len(new), batch):
         some = new[start : start + batch]
         encoded = model.encode(some)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from sdpo_cli.api import Prompt
 from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning
 from sdpo_cli.engine.learning.credit import Answered, Asked, KeyRewards, answered, ask_rewards, joined_rewards
 from sdpo_cli.engine.learning.reference import Reference, base_estimates
@@ -115,10 +116,15 @@ def parts_of(seat: Seat, vector: Float[Tensor, " weights"]) -> Iterator[tuple[nn
 
 def draw_epoch(seat: Seat, epoch: int) -> Draw:
     """The epoch's prompts, encoded."""
-    recipe = seat.setup.recipe
-    prompts = draw_prompts(seat.setup.prompts, recipe.rollout.pairs, epoch, recipe.seed)
-    texts = [prompt.text for prompt in prompts]
-    return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, encode_distinct(seat.setup.model, texts, known=seat.known))
+    setup, recipe = seat.setup, seat.setup.recipe
+
+    def drawn(number: int) -> list[Prompt]:
+        return draw_prompts(setup.prompts, recipe.rollout.pairs, number, recipe.seed)
+
+    prompts = drawn(epoch)
+    later = (prompt.text for number in range(epoch + 1, recipe.train.epochs + 1) for prompt in drawn(number))
+    conditioning = encode_distinct(setup.model, [prompt.text for prompt in prompts], known=seat.known, later=later)
+    return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, conditioning)
 
 
 def part_of(draw: Draw, span: slice) -> Draw:
