@@ -14,10 +14,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdpo_cli.errors import SdpoError, TrainingError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for another: rank 0 may evaluate for hours, and one that dies is noticed at once."""
@@ -129,21 +133,26 @@ class Team:
         """At rank 0: let the others leave; False where they are in the middle of something, and will see it gone."""
         if self._waiting:
             with suppress(GoneError):
-                self._send(b"")
+                self._send(None)
         return self._waiting
 
-    def hear(self) -> bytes:
-        """At a worker: what rank 0 tells next, packed; nothing at the end. GoneError where it has died."""
+    def hear(self) -> "Tensor | None":
+        """At a worker: what rank 0 tells next, packed; None at the end. GoneError where it has died."""
+        import torch
         import torch.distributed as dist
 
-        message: list[Any] = [None]
         with together():
-            dist.broadcast_object_list(message, src=0)
-        data: bytes = message[0]
+            size = torch.zeros(1, dtype=torch.int64)
+            dist.broadcast(size, src=0)
+            data = torch.empty(int(size), dtype=torch.uint8)
+            if not len(data):
+                return None
+            dist.broadcast(data, src=0)
         return data
 
-    def answer(self, order: bytes, obey: Callable[..., Any]) -> None:
+    def answer(self, order: "Tensor", obey: Callable[..., Any]) -> None:
         """At a worker: answer what `obey` gives, called with what the order holds, or its fault."""
+        import torch
         import torch.distributed as dist
 
         try:
@@ -151,29 +160,30 @@ class Team:
         except BaseException as fault:
             data = self._packed_fault(fault)
         with together():
-            dist.gather_object(data, None, dst=0)
+            dist.gather(torch.tensor([len(data)]), None, dst=0)
+            dist.send(data, dst=0)
 
     def _tell(self, order: Any) -> None:
         data = packed(order)
         self._waiting = False
         self._send(data)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: "Tensor | None") -> None:
+        import torch
         import torch.distributed as dist
 
         with together():
-            dist.broadcast_object_list([data], src=0)
+            dist.broadcast(torch.tensor([0 if data is None else len(data)]), src=0)
+            if data is not None:
+                dist.broadcast(data, src=0)
 
-    def _gather(self) -> list[bytes]:
-        import torch.distributed as dist
-
-        parts: list[Any] = [None] * self.size
+    def _gather(self) -> "list[Tensor]":
         with together():
-            interruptibly(lambda: dist.gather_object(b"", parts, dst=0))
+            parts = interruptibly(partial(gathered, self.size))
         self._waiting = True
-        return parts[1:]
+        return parts
 
-    def _packed_fault(self, fault: BaseException) -> bytes:
+    def _packed_fault(self, fault: BaseException) -> "Tensor":
         told = "".join(traceback.format_exception(fault))
         with suppress(Exception):  # a plug-in's error may hold what cannot be sent
             if isinstance(fault, SdpoError):
@@ -253,20 +263,33 @@ def interruptibly(call: Callable[[], T]) -> T:
             return future.result(POLL)
 
 
-def packed(value: Any) -> bytes:
-    """Anything as bytes, tensors included."""
+def gathered(size: int) -> "list[Tensor]":
+    """At rank 0: what the others answer, packed. All are waited for at once, so that one that dies is noticed."""
+    import torch
+    import torch.distributed as dist
+
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+    dist.gather(torch.zeros(1, dtype=torch.int64), sizes, dst=0)
+    parts = [torch.empty(int(one), dtype=torch.uint8) for one in sizes[1:]]
+    for rank, part in enumerate(parts, start=1):
+        dist.recv(part, src=rank)
+    return parts
+
+
+def packed(value: Any) -> "Tensor":
+    """Anything as bytes [N], tensors included: sent as they are, where torch would copy objects several times."""
     import torch
 
     buffer = BytesIO()
     torch.save(value, buffer)
-    return buffer.getvalue()
+    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
-def unpacked(data: bytes) -> Any:
+def unpacked(data: "Tensor") -> Any:
     """What was packed; tensors of another process's CUDA device are on this one's, those of the CPU stay there."""
     import torch
 
     def here(storage: Any, location: str) -> Any:
         return storage if location == "cpu" else storage.cuda()
 
-    return torch.load(BytesIO(data), map_location=here, weights_only=False)
+    return torch.load(BytesIO(data.numpy()), map_location=here, weights_only=False)

@@ -40,9 +40,10 @@ def serve(team: Team) -> None:
         return task(*seats, *arguments)
 
     run = team.hear()
-    if run:
-        team.answer(run, take_seat)
-    while run and (order := team.hear()):
+    if run is None:
+        return
+    team.answer(run, take_seat)
+    while (order := team.hear()) is not None:
         team.answer(order, obey)
 
 
