@@ -18,7 +18,7 @@ from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.models.stable_diffusion_xl import StableDiffusionXL
 from sdpo_cli.commands.bench import spread
 from sdpo_cli.engine.benching import bench as engine_bench
-from sdpo_cli.engine.benching.bench import with_random_weights
+from sdpo_cli.engine.benching.random_weights import with_random_weights
 from sdpo_cli.engine.benching.record import STAGES, check_comparable, middle, read_result
 from sdpo_cli.engine.disk.files import check_writable
 from sdpo_cli.errors import UsageError
