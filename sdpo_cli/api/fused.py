@@ -6,7 +6,7 @@ convolutions, computes as diffusers does. Numbers are the same but for rounding.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
@@ -18,6 +18,9 @@ from torch.nn.functional import conv2d, conv_transpose2d, gelu, linear
 
 from sdpo_cli.api.fused_norm import NormAct, Sum
 from sdpo_cli.api.fused_upsample import Interleave, parts_of_kernel
+
+PUBLISHED = [False]
+"""The last one: whether blocks do as many operations as diffusers' do; see `as_published`."""
 
 
 class FrozenConv(torch.autograd.Function):
@@ -76,7 +79,10 @@ class FusedTransformer(Transformer2DModel):
         if not self.use_linear_projection:
             norm = self.proj_in(norm)
         rows = norm.permute(0, 2, 3, 1).flatten(1, 2)
-        return (self.proj_in(rows) if self.use_linear_projection else rows), norm.shape[1]
+        rows = self.proj_in(rows) if self.use_linear_projection else rows
+        if torch.is_grad_enabled() and not rows.requires_grad and not PUBLISHED[-1]:
+            rows = rows.detach().requires_grad_()  # the first block's input: without, it would be two graphs of its own
+        return rows, norm.shape[1]
 
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
@@ -93,16 +99,14 @@ class FusedUpsample(Upsample2D):
 
     Attributes:
         parts: its four kernels, as of `parts_of_kernel`.
-        as_published: whether all of these compute as diffusers does.
     """
 
     conv: Any
     parts: Tensor
-    as_published: ClassVar[bool] = False
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's."""
-        if output_size is not None or self.as_published or not is_frozen(self.conv):
+        if output_size is not None or PUBLISHED[-1] or not is_frozen(self.conv):
             output: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return output
         return interleaved(untyped(FrozenConv.apply)(hidden_states, self.parts, 1), self.conv.bias)
@@ -200,12 +204,12 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 @contextmanager
 def as_published() -> Iterator[None]:
-    """While entered, what saves operations is left out, so that those of the networks as published are counted."""
-    FusedUpsample.as_published = True
+    """While entered, what saves or adds operations is left out: those of the networks as published are counted."""
+    PUBLISHED.append(True)
     try:
         yield
     finally:
-        FusedUpsample.as_published = False
+        PUBLISHED.pop()
 
 
 def fuse_blocks(network: Any) -> int:

@@ -3,6 +3,7 @@
 import gc
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -357,6 +358,27 @@ class TestFused:
         with FlopCounterMode(display=False) as needed:
             model.decode(x0)
         assert counts[0] == counts[1] > needed.get_total_flops()
+
+    def test_so_are_those_of_a_gradient(self, checkpoint, plain):
+        model, rollouts = tiny.with_random_adapter(self.load(checkpoint)), rolled(plain)
+        update = plan_updates(rollouts, [0, 1], LearningPlan(), batch=5, seed=0, epoch=1)[0]
+
+        def learn(one):
+            replay(one, rollouts, update.pairs, update.step).log_prob.sum().backward()
+            for weight in one.trainable().values():
+                weight.grad = None
+
+        counts = [operations(partial(learn, one)) for one in (model, plain)]
+        assert counts[0] == counts[1]
+
+    def test_the_first_block_needs_no_graph_of_its_own(self, checkpoint):
+        model = tiny.with_random_adapter(self.load(checkpoint))
+        model.compile(backend="eager")
+        counters.clear()
+        rollouts = rolled(model)
+        graphs = counters["stats"]["unique_graphs"]
+        gradient(model, rollouts)
+        assert counters["stats"]["unique_graphs"] == 2 * graphs > 0
 
     def test_a_decoder_none_of_which_is_compiled_decodes_no_more_pictures_than_asked_for(self, checkpoint, plain):
         model, x0, sizes = self.load(checkpoint), torch.randn(4, *plain.latent_shape), []
