@@ -64,7 +64,8 @@ class Asked:
     Attributes:
         prompts: its prompts.
         key_step: the queried steps of each rollout, in the order that `write_true_rewards` expects.
-        wanted: which clean estimates are pictured.
+        places: of each picture the rollout, the prompt and the step whose clean estimate it shows; on the CPU.
+        steps: of a rollout.
         common: of how many steps the rollouts of each prompt have the same picture.
         answers: what the rewards say of them, one for each batch of pictures, in order.
         batch: how many pictures could be decoded at once.
@@ -72,7 +73,8 @@ class Asked:
 
     prompts: Sequence[str]
     key_step: Int[Tensor, "R B K"]
-    wanted: Bool[Tensor, "R B S"]
+    places: Int[Tensor, "Q 3"]
+    steps: int
     common: Int[Tensor, " B"]
     answers: "Sequence[Future[list[ScoreResult]]]"
     batch: int
@@ -83,13 +85,14 @@ class Answered:
     """A part of the rollouts with what the rewards said of its pictures.
 
     Attributes:
-        prompts, key_step, wanted, common: as of `Asked`.
+        prompts, key_step, common: as of `Asked`.
+        queries: how many pictures were decoded and scored.
         values: each reward's values and its details by `NAME/DETAIL`, NaN where there is no picture.
     """
 
     prompts: Sequence[str]
     key_step: Int[Tensor, "R B K"]
-    wanted: Bool[Tensor, "R B S"]
+    queries: int
     common: Int[Tensor, " B"]
     values: Mapping[str, Float[Tensor, "R B S"]]
 
@@ -171,7 +174,7 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
     """
     key_step = queried_steps(rollouts, plan)
     wanted = distinct_queries(key_step, len(rollouts.kernel), rollouts.common)
-    known, finite = torch.stack([wanted, finite_steps(rollouts)]).cpu()  # the one time that the host waits
+    known, finite = torch.stack([wanted, finite_steps(rollouts)]).cpu()  # the host waits here once
     if not finite.all():
         raise NonFiniteRolloutError(rollouts, finite)
     places, fits = known.nonzero(), batch
@@ -185,7 +188,8 @@ def ask_rewards(model: BaseModel, scorer: Scorer, rollouts: Rollouts, plan: Lear
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         request = PlacedRequest(images, texts, metadata, places[rows].tolist(), rollouts.draw.first)
         answers.append(scorer.submit(request))
-    return Asked([prompt.text for prompt in rollouts.draw.prompts], key_step, wanted, rollouts.common, answers, fits)
+    texts, steps = [prompt.text for prompt in rollouts.draw.prompts], len(rollouts.kernel)
+    return Asked(texts, key_step, places, steps, rollouts.common, answers, fits)
 
 
 def key_rewards(scorer: Scorer, asked: Sequence[Asked]) -> KeyRewards:
@@ -212,7 +216,7 @@ def joined_rewards(rewards: Sequence[LoadedReward], parts: Sequence[Answered]) -
         key_step=key_step,
         reward=gathered(weighted_sum(rewards, values, prompts)),
         values={name: gathered(table) for name, table in values.items()},
-        queries=sum(int(part.wanted.sum()) for part in parts),
+        queries=sum(part.queries for part in parts),
         last=min(1, key_step.shape[-1] - 1),
     )
 
@@ -220,11 +224,12 @@ def joined_rewards(rewards: Sequence[LoadedReward], parts: Sequence[Answered]) -
 def answered(scorer: Scorer, asked: Asked) -> Answered:
     """One part's answers, waited for."""
     answers = [columns(scorer.rewards, scorer.result(answer)) for answer in asked.answers]
-    tables = {}
+    shape, device, tables = (*asked.key_step.shape[:2], asked.steps), asked.key_step.device, {}
+    places = tuple(asked.places.to(device, non_blocking=True).unbind(-1))
     for name in answers[0]:
-        tables[name] = torch.full(asked.wanted.shape, torch.nan, device=asked.wanted.device)
-        tables[name][asked.wanted] = torch.cat([answer[name].to(asked.wanted.device) for answer in answers])
-    return Answered(asked.prompts, asked.key_step, asked.wanted, asked.common, tables)
+        tables[name] = torch.full(shape, torch.nan, device=device)
+        tables[name][places] = torch.cat([answer[name].to(device) for answer in answers])
+    return Answered(asked.prompts, asked.key_step, len(asked.places), asked.common, tables)
 
 
 def dense_rewards(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan) -> Float[Tensor, "R B S"]:
