@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Setup:
     micro_batch: int
     versions: Mapping[str, str] = field(default_factory=dict)
     bases: Path | None = None
+
+    @cached_property
+    def actions(self) -> list[int]:
+        """The steps of a rollout that carry a policy gradient."""
+        return action_steps(self.kernel, self.objective.plan)
 
     def decoded_at_once(self, pairs: int) -> int:
         """Pictures to decode at once where so many pairs are sampled at once."""

@@ -209,7 +209,7 @@ def test_the_numbers_are_those_of_scoring_after_sampling(checkpoint):
     setup = dataclasses.replace(tiny.setup(checkpoint, steps=4), rewards=(loaded(Slow()),))
     plan, draw = setup.objective.plan, tiny.draw(setup.model)
     with Scorer(setup.rewards) as scorer:
-        rollouts, asked = roll_out_and_ask(setup, scorer, draw, 2)
+        rollouts, asked = roll_out_and_ask(Seat(setup, scorer=scorer), draw, 2)
         beside = key_rewards(scorer, asked)
     whole = roll_out(setup.model, setup.kernel, draw, plan, 0, 2)
     assert torch.equal(rollouts.x_t, whole.x_t)
@@ -238,10 +238,11 @@ def test_memory_that_runs_out_halves_the_parts_and_asks_anew(checkpoint, monkeyp
 
     with Scorer(setup.rewards) as scorer:
         monkeypatch.setattr(setup.model, "denoise", small)
-        (_, asked), batch = fitting(lambda pairs: roll_out_and_ask(setup, scorer, draw, pairs), 4, "pair")
+        seat = Seat(setup, scorer=scorer)
+        (_, asked), batch = fitting(lambda pairs: roll_out_and_ask(seat, draw, pairs), 4, "pair")
         found = key_rewards(scorer, asked)
         monkeypatch.undo()
-        _, asked = roll_out_and_ask(setup, scorer, draw, 1)
+        _, asked = roll_out_and_ask(seat, draw, 1)
         expected = key_rewards(scorer, asked)
     assert batch == 1  # 3 latents at once: the two rollouts of one pair
     assert torch.equal(found.reward, expected.reward)
@@ -259,7 +260,7 @@ def test_decoding_that_does_not_fit_is_halved_by_itself(checkpoint, monkeypatch)
 
     monkeypatch.setattr(setup.model, "decode", small)
     with Scorer(setup.rewards) as scorer:
-        _, asked = roll_out_and_ask(setup, scorer, tiny.draw(setup.model), 4)
+        _, asked = roll_out_and_ask(Seat(setup, scorer=scorer), tiny.draw(setup.model), 4)
         assert len(asked) == 2
         assert len(key_rewards(scorer, asked).reward[0]) == 5
     assert sizes[:2] == [8, 4]

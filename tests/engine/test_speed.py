@@ -23,7 +23,7 @@ from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
-from sdpo_cli.engine.benching.bench import timed
+from sdpo_cli.engine.benching.bench import Watch, epoch_operations, staged_epoch, timed
 from sdpo_cli.engine.benching.utilisation import Work, counted, matrix_rate, operations
 from sdpo_cli.engine.disk.artifacts import RunFolder
 from sdpo_cli.engine.learning.optimizer import make_optimizer
@@ -31,6 +31,7 @@ from sdpo_cli.engine.learning.reference import LOGGED_PAIRS
 from sdpo_cli.engine.learning.rollout import roll_out
 from sdpo_cli.engine.learning.update import plan_updates, replay
 from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training import trainer
 from sdpo_cli.engine.training.shares import Seat
 from sdpo_cli.engine.training.trainer import Run
 from sdpo_cli.errors import UsageError
@@ -142,6 +143,55 @@ class TestCounts:
         setup = replace(run.setup, recipe=run.setup.recipe.model_copy(update={"train": train}))
         timed(replace(run, seat=Seat(setup)), 1)
         assert requests == [3, 3, 2] * 2
+
+    def test_what_does_not_fit_does_not_count(self, run, monkeypatch):
+        run, _ = run
+        sizes = self.refuse(run, monkeypatch, "decode", 2)
+        with counted(run.setup.model) as work:
+            timed(run, 1)
+        assert sum(size for size in sizes if size > 2) > 0
+        assert work.decoded_pictures == 2 * 4 * 2
+
+    def test_a_measurement_goes_on_with_what_fits(self, run, monkeypatch):
+        run, _ = run
+        expected = epoch_operations(run.setup, staged_epoch(run, 1, Watch(torch.device("cpu"))))
+        sizes = self.refuse(run, monkeypatch, "decode", 2)
+        timed(run, 1)
+        sizes.clear()
+        staged = staged_epoch(run, 1, Watch(torch.device("cpu")))
+        assert set(sizes) == {2}
+        self.refuse(run, monkeypatch, "decode", 1)
+        assert epoch_operations(run.setup, staged) == expected
+
+    def refuse(self, run, monkeypatch, name, most):
+        """Let the model run out of memory with more than `most` pictures; gives how many it has been asked for."""
+        method, sizes = getattr(run.setup.model, name), []
+
+        def small(given, *rest):
+            sizes.append(len(given))
+            if len(given) > most:
+                raise torch.OutOfMemoryError("more than the card has")
+            return method(given, *rest)
+
+        monkeypatch.setattr(type(run.setup.model), name, lambda self, *given: small(*given))
+        return sizes
+
+    def test_the_log_waits_for_the_device_once(self, run, monkeypatch):
+        run, _ = run
+        fetches, metrics = [], trainer.epoch_metrics
+
+        def watched(name, fetch):
+            return lambda one: (fetches.append(name), fetch(one))[1]
+
+        def watching(*arguments):
+            with monkeypatch.context() as patch:
+                for name in ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__"):
+                    patch.setattr(torch.Tensor, name, watched(name, getattr(torch.Tensor, name)))
+                return metrics(*arguments)
+
+        monkeypatch.setattr(trainer, "epoch_metrics", watching)
+        timed(run, 1)
+        assert fetches == ["tolist"]
 
     def test_nothing_is_counted_afterwards(self, run):
         run, _ = run

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,9 +30,9 @@ from sdpo_cli.engine.events import Event, Note, StageStarted
 from sdpo_cli.engine.learning.credit import Asked, ask_rewards, assign_credit, key_rewards
 from sdpo_cli.engine.learning.optimizer import make_optimizer
 from sdpo_cli.engine.learning.preview import rewarded_decoder
-from sdpo_cli.engine.learning.rollout import Draw, Rollouts, action_steps, joined_rollouts, roll_out_parts, take
+from sdpo_cli.engine.learning.rollout import Draw, Rollouts, joined_rollouts, roll_out_parts, take
 from sdpo_cli.engine.learning.update import Lesson, Update, lesson_loss, plan_updates, update_policy
-from sdpo_cli.engine.memory import release
+from sdpo_cli.engine.memory import fitting, release, with_room
 from sdpo_cli.engine.rewards.scorer import Scorer
 from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
@@ -187,7 +188,7 @@ def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
     with watch.stage("encode"):
         draw = draw_epoch(run.seat, epoch)
     with counted(setup.model) as work, PatientScorer(setup.rewards) as scorer:
-        parts, asked = draw_and_decode(setup, scorer, draw, micro_batch, watch)
+        parts, asked = draw_and_decode(run.seat, scorer, draw, watch)
         with watch.stage("reward"):
             scorer.ask()
             scored = key_rewards(scorer, asked)
@@ -195,7 +196,7 @@ def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
     with watch.stage("credit"):
         advantage = assign_credit(rollouts, scored, plan, fresh_statistics(setup)).advantage
     with watch.stage("update"):
-        actions, train = action_steps(setup.kernel, plan), setup.recipe.train
+        actions, train = setup.actions, setup.recipe.train
         with counted(setup.model) as compared:
             rollouts, _ = compared_with_base(setup.model, plan, setup.recipe, rollouts, actions, micro_batch)
         updates = plan_updates(rollouts, actions, plan, batch=setup.batch, seed=setup.recipe.seed, epoch=epoch)
@@ -204,12 +205,10 @@ def staged_epoch(run: Run, epoch: int, watch: Watch) -> Staged:
     return Staged(lesson, updates, work, compared.network_pictures)
 
 
-def draw_and_decode(
-    setup: Setup, scorer: Scorer, draw: Draw, micro_batch: int, watch: Watch
-) -> tuple[list[Rollouts], list[Asked]]:
+def draw_and_decode(seat: Seat, scorer: Scorer, draw: Draw, watch: Watch) -> tuple[list[Rollouts], list[Asked]]:
     """The rollouts part by part, and their pictures at the scorer."""
-    plan, parts, asked = setup.objective.plan, [], []
-    seed, offload = setup.recipe.seed, setup.recipe.rollout.offload
+    setup, micro_batch, parts, asked = seat.setup, seat.micro_batch, [], []
+    plan, seed, offload = setup.objective.plan, setup.recipe.seed, setup.recipe.rollout.offload
     rolling = roll_out_parts(setup.model, setup.kernel, draw, plan, seed, micro_batch, offload=offload)
     while True:
         with watch.stage("rollout"):
@@ -218,14 +217,14 @@ def draw_and_decode(
             return parts, asked
         parts.append(part)
         with watch.stage("decode"):
-            asked.append(ask_rewards(setup.model, scorer, part, plan, setup.decoded_at_once(micro_batch)))
+            asked.append(ask_rewards(setup.model, scorer, part, plan, seat.decoded_at_once(micro_batch)))
 
 
 def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
     """Operations of an epoch by stage, from those of one picture and of one pair's update."""
     model, rollouts, work = setup.model, staged.lesson.rollouts, staged.work
     pair, action = staged.updates[0].pairs[:1], staged.updates[0].step[:1]
-    last = pair * 0 + action_steps(setup.kernel, setup.objective.plan)[-1]
+    last = pair * 0 + setup.actions[-1]
     x_t = rollouts.pick(rollouts.x_t, pair, last)[0]
     at, conditioning = rollouts.kernel.at(last), take(rollouts.draw.conditioning, pair.to(model.device))
 
@@ -238,11 +237,12 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
 
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
     pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)].to(model.device)
-    estimate = operations(predict)
+    estimate = with_room(partial(operations, predict))
+    shown, fits = fitting(lambda size: operations(lambda: decode(pictures[:size])), len(pictures), "picture")
     return {
         "rollout": estimate * work.network_pictures,
-        "decode": operations(lambda: decode(pictures)) * work.decoded_pictures // len(pictures),
-        "update": operations(learn) * count + estimate * staged.compared,
+        "decode": shown * work.decoded_pictures // fits,
+        "update": with_room(partial(operations, learn)) * count + estimate * staged.compared,
     }
 
 

@@ -36,15 +36,16 @@ class Work:
 
 @contextmanager
 def counted(model: BaseModel) -> Iterator[Work]:
-    """Count what the model does while entered."""
+    """Count what the model does while entered; what runs out of memory does not count."""
     work = Work()
 
     def counting(method: Callable[..., Any], calls: str, pictures: str) -> Callable[..., Any]:
         @wraps(method)
         def call(given: torch.Tensor, *rest: Any) -> Any:
+            answer = method(given, *rest)
             setattr(work, calls, getattr(work, calls) + 1)
             setattr(work, pictures, getattr(work, pictures) + len(given))
-            return method(given, *rest)
+            return answer
 
         return call
 

@@ -254,5 +254,5 @@ def assign_credit(rollouts: Rollouts, scored: KeyRewards, plan: LearningPlan, st
         return Credited(dense, clip_advantages(group_advantages(returns), plan.advantage_clip), statistics)
     prompts = [prompt.text for prompt in rollouts.draw.prompts] * plan.rollouts
     advantages, statistics = stepwise_advantages(statistics, prompts, returns.flatten(0, 1).cpu())
-    advantage = clip_advantages(advantages, plan.advantage_clip).view_as(returns).to(returns.device)
-    return Credited(dense, advantage, statistics)
+    advantage = clip_advantages(advantages, plan.advantage_clip).view_as(returns)
+    return Credited(dense, advantage.to(returns.device, non_blocking=True), statistics)

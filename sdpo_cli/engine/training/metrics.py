@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from sdpo_cli.api.tensors import LearningPlan
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from sdpo_cli.engine.learning.credit import Credited, KeyRewards
-from sdpo_cli.engine.learning.rollout import Rollouts, action_steps, first_rewarded_step
+from sdpo_cli.engine.learning.rollout import Rollouts, first_rewarded_step
+from sdpo_cli.engine.setup import Setup
 from sdpo_cli.engine.training.checkpoint import Progress
 from sdpo_cli.maths import mean_unlikeness
 
@@ -15,23 +19,23 @@ def epoch_metrics(
     rollouts: Rollouts,
     scored: KeyRewards,
     credited: Credited,
-    plan: LearningPlan,
+    setup: Setup,
     learnt: Mapping[str, float],
 ) -> dict[str, int | float]:
     """One line of `metrics.jsonl`; rewards are means over the epoch's rollouts."""
-    actions = action_steps(rollouts.kernel, plan)
-    return {
-        **asdict(progress),
-        "reward_first": float(credited.dense[..., first_rewarded_step(plan)].mean()),
-        "reward_last": float(scored.reward[..., scored.last].mean()),
-        **{f"reward/{name}": float(values[..., scored.last].mean()) for name, values in scored.values.items()},
-        "advantage_std": float(credited.advantage[..., actions].std(correction=0)),
+    advantages = torch.stack([credited.advantage[..., step] for step in setup.actions], dim=-1)
+    numbers = {
+        "reward_first": credited.dense[..., first_rewarded_step(setup.objective.plan)].mean(),
+        "reward_last": scored.reward[..., scored.last].mean(),
+        **{f"reward/{name}": values[..., scored.last].mean() for name, values in scored.values.items()},
+        "advantage_std": advantages.std(correction=0),
         **latent_diversity(rollouts),
-        **learnt,
     }
+    fetched = torch.stack(list(numbers.values())).tolist()  # one wait for the device
+    return {**asdict(progress), **dict(zip(numbers, fetched, strict=True)), **learnt}
 
 
-def latent_diversity(rollouts: Rollouts) -> dict[str, float]:
+def latent_diversity(rollouts: Rollouts) -> dict[str, Float[Tensor, ""]]:
     """How unlike the last clean estimates of a prompt's rollouts are; no number for single rollouts."""
     last = rollouts.x0[:, :, -1].flatten(2).transpose(0, 1)
-    return {"latent_diversity": float(mean_unlikeness(last).mean())} if last.shape[1] > 1 else {}
+    return {"latent_diversity": mean_unlikeness(last).mean()} if last.shape[1] > 1 else {}

@@ -64,6 +64,11 @@ class Seat:
     def __post_init__(self) -> None:
         self.micro_batch = self.setup.micro_batch
 
+    def decoded_at_once(self, pairs: int) -> int:
+        """Pictures to decode at once where so many pairs are sampled at once: no more than have fitted."""
+        wanted = self.setup.decoded_at_once(pairs)
+        return min(wanted, self.pictures or wanted)
+
     def forget(self) -> None:
         """Let go of the epoch that has ended."""
         self.draw, self.own, self.asked, self.lesson = None, None, (), None
@@ -152,23 +157,16 @@ def sample_share(seat: Seat, weights: Float[Tensor, " weights"] | None, epoch: i
     own = part_of(seat.draw, seat.team.span(len(seat.draw)))
     if not len(own):
         return None
-    roll = partial(roll_out_and_ask, seat.setup, seat.scorer, own, most=seat.pictures)
-    (seat.own, seat.asked), seat.micro_batch = fitting(roll, seat.micro_batch, "pair")
+    (seat.own, seat.asked), seat.micro_batch = fitting(partial(roll_out_and_ask, seat, own), seat.micro_batch, "pair")
     seat.pictures = min(part.batch for part in seat.asked)
     return bare(seat.own)
 
 
-def roll_out_and_ask(
-    setup: Setup, scorer: Scorer, draw: Draw, batch: int, most: int | None = None
-) -> tuple[Rollouts, list[Asked]]:
-    """Sample the draw, `batch` pairs at a time; the finished ones are scored while the next are sampled.
-
-    Never more than `most` pictures are decoded at once.
-    """
+def roll_out_and_ask(seat: Seat, draw: Draw, batch: int) -> tuple[Rollouts, list[Asked]]:
+    """Sample the draw, `batch` pairs at a time; the finished ones are scored while the next are sampled."""
+    setup, scorer, pictures = seat.setup, seat.scorer, seat.decoded_at_once(batch)
     scorer.forget()  # what an attempt that ran out of memory has asked
     plan, parts, asked = setup.objective.plan, [], []
-    wanted = setup.decoded_at_once(batch)
-    pictures = min(wanted, most or wanted)
     rollout, seed = setup.recipe.rollout, setup.recipe.seed
     for part in roll_out_parts(setup.model, setup.kernel, draw, plan, seed, batch, offload=rollout.offload):
         parts.append(part)

@@ -27,7 +27,7 @@ from sdpo_cli.engine.learning.ema import averaged, exchange, follow
 from sdpo_cli.engine.learning.optimizer import make_optimizer
 from sdpo_cli.engine.learning.preview import preview_gap
 from sdpo_cli.engine.learning.reference import compared_with_base
-from sdpo_cli.engine.learning.rollout import Rollouts, action_steps
+from sdpo_cli.engine.learning.rollout import Rollouts
 from sdpo_cli.engine.learning.update import Lesson, Update, check_ratio_is_one, plan_updates, update_policy
 from sdpo_cli.engine.memory import with_room
 from sdpo_cli.engine.rewards.scorer import Scorer
@@ -236,14 +236,13 @@ def save_adapter(run: Run) -> None:
 def run_epoch(run: Run, snapshot: Snapshot, epoch: int, *, check_ratio: bool) -> Generator[Event, None, EpochEnd]:
     """One epoch; nothing of it is kept anywhere unless it ends."""
     seat, setup, recipe, clock = run.seat, run.setup, run.setup.recipe, Clock()
-    plan = setup.objective.plan
+    plan, actions = setup.objective.plan, setup.actions
 
     first = "compiling on the way, which takes minutes" if check_ratio and recipe.model.compile else ""
     yield StageStarted("rollout", epoch, recipe.train.epochs, first)
     with Scorer(setup.rewards) as seat.scorer:
         with clock.stage("rollout"):
             rollouts = sampled(seat, epoch)
-            actions = action_steps(setup.kernel, plan)
             if check_ratio:
                 tolerance = RATIO_TOLERANCE[recipe.model.dtype]
                 check_ratio_is_one(setup.model, rollouts, actions, pairs=seat.micro_batch, tolerance=tolerance)
@@ -268,7 +267,7 @@ def run_epoch(run: Run, snapshot: Snapshot, epoch: int, *, check_ratio: bool) ->
     seat.micro_batch = min(seat.micro_batch, fits)
     seat.forget()
     progress = advanced(snapshot.progress, rollouts, known, updates)
-    metrics = epoch_metrics(progress, rollouts, known, credited, plan, {**gap, **learnt, **divergence})
+    metrics = epoch_metrics(progress, rollouts, known, credited, setup, {**gap, **learnt, **divergence})
     done = EpochDone(epoch, recipe.train.epochs, metrics, clock.seconds)
     return EpochEnd(done, credited.statistics, progress)
 
