@@ -10,6 +10,7 @@ from torch import nn
 
 from sdpo_cli.api.file_modes import open_to_readers
 from sdpo_cli.api.finetune import Finetune, finetuned_weights
+from sdpo_cli.api.fused import forget_weights
 from sdpo_cli.api.lora import LoraAdapter, fresh_lora, load_lora
 from sdpo_cli.api.tensors import AdapterOptions
 
@@ -73,5 +74,6 @@ class Adaptable:
         if self.adapter:
             self.adapter.merge()
             self.adapter = None
+            forget_weights(self.denoiser)
         (self.denoiser if denoiser_only else self.pipeline).save_pretrained(folder, safe_serialization=True)
         open_to_readers(folder)

@@ -41,15 +41,18 @@ def check_triton(device: torch.device) -> None:
 def compile_blocks(network: nn.Module, backend: str = "inductor", *, middle: bool = True) -> int:
     """Compile every repeated block of `network` for the shapes it will meet, at its first call; gives their number.
 
-    Without `middle` a UNet's smallest is left out where it is alone: no other has its shapes, and it takes little time.
+    Without `middle` the block in the middle of a UNet is left out where it is one alone: no other has its shapes, and
+    it takes little time.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
     keep_compiled_attention()
     names = getattr(network, "_repeated_blocks", None) or BLOCKS
     blocks = [module for module in network.modules() if type(module).__name__ in names]
-    alone = [] if middle else [module for module in network_middle(network) if module in blocks]
-    blocks = [module for module in blocks if len(alone) != 1 or module is not alone[0]]
+    inside = {id(module) for module in network_middle(network)}
+    alone = [module for module in blocks if id(module) in inside]
+    if not middle and len(alone) == 1:
+        blocks.remove(alone[0])
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
     return len(blocks)

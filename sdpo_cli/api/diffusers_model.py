@@ -18,6 +18,9 @@ from sdpo_cli.api.pipelines import PipelineOptions
 from sdpo_cli.api.recording import Pool
 from sdpo_cli.api.tensors import Conditioning, Sampler
 
+ENCODED = 8
+"""Prompts that a text encoder is given at once: the language models among them keep hundreds of MB a prompt."""
+
 
 class DiffusersModel(Adaptable):
     """Base of the adapters of diffusers pipelines.
@@ -74,8 +77,15 @@ class DiffusersModel(Adaptable):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts; offloaded encoders are on the device meanwhile."""
+        parts = [list(prompts[start : start + ENCODED]) for start in range(0, len(prompts), ENCODED)]
         with self.encoders_at_hand():
-            return self.encode_prompts(list(prompts))
+            found = [self.encode_prompts(part) for part in parts]
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    @property
+    def offloads_encoders(self) -> bool:
+        """Whether text encoders come to the device for each `encode`."""
+        return bool(self.options.text_encoders == "offload")
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Named tensors [B ...] of B prompts."""
@@ -84,14 +94,14 @@ class DiffusersModel(Adaptable):
     @contextmanager
     def encoders_at_hand(self) -> Iterator[None]:
         """While entered, the text encoders are on the device."""
-        offloaded = self.options.text_encoders == "offload"
         encoders = [one for name, one in networks(self.pipeline).items() if name.startswith("text_encoder")]
-        for encoder in encoders if offloaded else ():
+        away = encoders if self.offloads_encoders else []
+        for encoder in away:
             encoder.to(self.device)
         try:
             yield
         finally:
-            for encoder in encoders if offloaded else ():
+            for encoder in away:
                 encoder.to("cpu")
 
     def to_latents(self, x0: Float[Tensor, "B C H W"], vae: Any) -> Tensor:

@@ -98,17 +98,19 @@ class FusedUpsample(Upsample2D):
     """Twice as many rows and columns, from convolutions of the small picture.
 
     Attributes:
-        parts: its four kernels, as of `parts_of_kernel`.
+        parts: its four kernels, as of `parts_of_kernel`; None before they are asked for. A buffer.
     """
 
     conv: Any
-    parts: Tensor
+    parts: Tensor | None
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's."""
         if output_size is not None or PUBLISHED[-1] or not is_frozen(self.conv):
             output: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return output
+        if self.parts is None:
+            self.parts = parts_of_kernel(self.conv.weight.detach())
         return interleaved(untyped(FrozenConv.apply)(hidden_states, self.parts, 1), self.conv.bias)
 
 
@@ -166,7 +168,7 @@ def untyped(function: Any) -> Any:
 
 
 def is_frozen(layer: Any) -> bool:
-    """Whether a layer is what diffusers made it, no LoRA on it, and is not trained."""
+    """Whether a layer is a plain convolution or normalisation, no LoRA on it, and is not trained."""
     weight: Any = layer.weight if type(layer) in (nn.Conv2d, nn.GroupNorm, FusedNorm) else None
     return weight is not None and not weight.requires_grad
 
@@ -213,7 +215,7 @@ def as_published() -> Iterator[None]:
 
 
 def fuse_blocks(network: Any) -> int:
-    """Let the network's blocks compute so; gives their number."""
+    """Let the network's blocks compute so, and its last normalisation; gives the blocks' number."""
     last = getattr(network, "conv_norm_out", None)
     if is_frozen(last):
         last.__class__ = FusedNorm
@@ -221,7 +223,14 @@ def fuse_blocks(network: Any) -> int:
     for block in blocks:
         block.__class__ = FUSED[type(block)]
         if isinstance(block, FusedUpsample):
-            block.register_buffer("parts", parts_of_kernel(block.conv.weight.detach()), persistent=False)
+            block.register_buffer("parts", None, persistent=False)
     if blocks:
         network.to(memory_format=torch.channels_last)
     return len(blocks)
+
+
+def forget_weights(network: nn.Module) -> None:
+    """Let go of what was made from the network's own weights: they have changed, as by a merged LoRA."""
+    for block in network.modules():
+        if isinstance(block, FusedUpsample):
+            block.parts = None

@@ -112,7 +112,8 @@ class Replay(torch.autograd.Function):
         for slope, grad in zip(recording.slopes, grads, strict=True):
             slope.copy_(grad)
         recording.backward.replay()
-        copies = iter(torch._foreach_mul([one for one in recording.gradients if one is not None], 1.0))
+        found = [one for one in recording.gradients if one is not None]
+        copies = iter(torch._foreach_mul(found, 1.0) if found else ())  # torch refuses an empty list
         return None, None, None, *(None if one is None else next(copies) for one in recording.gradients)
 
 

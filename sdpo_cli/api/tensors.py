@@ -176,13 +176,16 @@ class Mergeable(Protocol):
 
 @runtime_checkable
 class Compilable(Protocol):
-    """A base model whose networks may be compiled, each for the number of pictures that it is given.
-
-    Attributes:
-        compiled: whether they are: `denoise` is then given as many pictures every time.
-    """
+    """A base model whose networks may be compiled: `denoise` is then given as many pictures every time."""
 
     compiled: bool
+
+
+@runtime_checkable
+class Offloader(Protocol):
+    """A base model that may keep its text encoders off the device until prompts come, so that few calls are cheaper."""
+
+    offloads_encoders: bool
 
 
 @runtime_checkable

@@ -1,14 +1,20 @@
 """True k-step sampling against the official pipeline, with and without the adapter."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 
+from sdpo_cli.api import LoadContext, Prompt, diffusers_model
 from sdpo_cli.api.tensors import Sampler
+from sdpo_cli.builtin.models import load_checkpoint
+from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.engine.evaluating.sampling import sample_latents, sample_pictures
 from sdpo_cli.engine.learning import rollout
 from sdpo_cli.engine.learning.rollout import encode_distinct
+from sdpo_cli.engine.training.shares import Seat, draw_epoch
 from sdpo_cli.maths import kernel_for
 
 SEEDS = [0, 1, 12345]
@@ -97,6 +103,41 @@ def test_later_prompts_are_encoded_with_new_ones_each_once(checkpoint, monkeypat
     assert encoded == [["cat", "dog", "owl", "fox"]]
     assert (len(first["prompt_embeds"]), len(again["prompt_embeds"])) == (2, 2)
     torch.testing.assert_close(again["prompt_embeds"], encode_distinct(model, ["owl", "fox"])["prompt_embeds"])
+
+
+@pytest.mark.parametrize(("offload", "calls"), [("offload", [5, 1]), ("keep", [2, 2, 2])])
+def test_a_run_encodes_prompts_of_later_epochs_ahead_where_encoders_are_away(tmp_path, offload, calls, monkeypatch):
+    monkeypatch.setattr(rollout, "AHEAD", 3)
+    setup = tiny.setup(tiny.save_pipeline(tmp_path / "sd"), pairs=2, epochs=4)
+    prompts = tuple(Prompt(text) for text in ("cat", "dog", "owl", "fox", "bee", "ant"))
+    options = UNetOptions(path=str(tmp_path / "sd"), text_encoders=offload)
+    setup = replace(setup, model=load_checkpoint(options, LoadContext()), prompts=prompts)
+    encoded, encode = [], setup.model.encode
+    monkeypatch.setattr(setup.model, "encode", lambda texts: encoded.append(len(texts)) or encode(texts))
+    seat = Seat(setup)
+    for epoch in (1, 2, 3):
+        draw = draw_epoch(seat, epoch)
+        expected = encode([prompt.text for prompt in draw.prompts])
+        torch.testing.assert_close(draw.conditioning["prompt_embeds"], expected["prompt_embeds"])
+    assert encoded == calls
+
+
+def test_prompts_of_later_epochs_are_looked_up_no_further_than_there_is_room(checkpoint, monkeypatch):
+    monkeypatch.setattr(rollout, "AHEAD", 2)
+    texts = iter(["owl", "fox", "bee", "ant", "elk"])
+    encode_distinct(tiny.load(checkpoint), ["cat"], later=texts)
+    assert list(texts) == ["ant", "elk"]
+
+
+def test_an_encoder_is_given_few_prompts_at_once(checkpoint, monkeypatch):
+    model, sizes = tiny.load(checkpoint), []
+    expected = model.encode(TEXTS)
+    encode = model.encode_prompts
+    monkeypatch.setattr(model, "encode_prompts", lambda texts: sizes.append(len(texts)) or encode(texts))
+    monkeypatch.setattr(diffusers_model, "ENCODED", 2)
+    found = model.encode(TEXTS)
+    assert sizes == [2, 1]
+    torch.testing.assert_close(found["prompt_embeds"], expected["prompt_embeds"])
 
 
 def test_no_more_encodings_are_kept_than_there_is_room_for(checkpoint, monkeypatch):

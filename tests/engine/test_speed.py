@@ -4,6 +4,7 @@ import gc
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -162,6 +163,22 @@ class TestCounts:
         assert set(sizes) == {2}
         self.refuse(run, monkeypatch, "decode", 1)
         assert epoch_operations(run.setup, staged) == expected
+
+    def test_an_update_counts_its_pairs_and_what_the_base_model_is_asked(self, run):
+        run, _ = run
+        staged = staged_epoch(run, 1, Watch(torch.device("cpu")))
+        without = replace(staged, compared=0)
+        base, learnt = (epoch_operations(run.setup, one)["update"] for one in (staged, without))
+        model, x_t = run.setup.model, staged.lesson.rollouts.x_t[0, :1, 0]
+        at, known = staged.lesson.rollouts.kernel.at(torch.tensor([1])), model.encode(["cat"])
+
+        def ask():
+            with torch.no_grad(), model.without_adapter():
+                model.denoise(x_t, at, known)
+
+        assert base - learnt == 2 * (2 * 4) * operations(ask) - 4 * operations(ask)  # the first states are shared
+        half = replace(staged, compared=0, updates=staged.updates[: len(staged.updates) // 2])
+        assert learnt == 2 * epoch_operations(run.setup, half)["update"]
 
     def refuse(self, run, monkeypatch, name, most):
         """Let the model run out of memory with more than `most` pictures; gives how many it has been asked for."""
@@ -392,6 +409,7 @@ class TestFused:
         model = self.load(checkpoint)
         for network in (model.denoiser, model.vae.decoder):
             assert not [block for block in network.modules() if type(block) in fused.FUSED]
+            assert type(network.conv_norm_out) is fused.FusedNorm
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_the_same_estimates_pictures_and_gradient(self, checkpoint, plain, checkpointing):
@@ -438,7 +456,15 @@ class TestFused:
         torch.testing.assert_close(model.decode(x0[:3]), plain.decode(x0[:3]))
         assert (model.compiled, sizes) == (True, [4, 3])
 
-    @pytest.mark.parametrize("targets", [("conv1", "conv_shortcut"), ("time_emb_proj", "proj_in", "proj_out")])
+    @pytest.mark.parametrize(
+        "targets",
+        [
+            ("conv1", "conv_shortcut"),
+            ("time_emb_proj", "proj_in", "proj_out"),
+            ("ff.net.0.proj",),
+            ("upsamplers.0.conv",),
+        ],
+    )
     def test_a_lora_on_any_layer_still_learns(self, checkpoint, targets):
         gradients = []
         for model in (self.load(checkpoint), tiny.load(checkpoint)):
@@ -448,12 +474,63 @@ class TestFused:
         assert float(gradients[0].norm()) > 0
         assert relative(*gradients) < 1e-4
 
-    def test_trained_weights_keep_the_plain_way(self, checkpoint):
-        model = self.load(checkpoint)
-        model.add_adapter(AdapterOptions(kind="full"))
+    @pytest.mark.parametrize("targets", [("ff.net.0.proj",), ("upsamplers.0.conv",)])
+    def test_a_lora_on_any_layer_is_heeded_and_merged(self, checkpoint, targets, tmp_path):
+        options, estimates = AdapterOptions(rank=2, alpha=2.0, targets=targets), []
+        for model in (self.load(checkpoint), tiny.load(checkpoint)):
+            rolled(model)
+            model.add_adapter(options)
+            self.change(model)
+            adapted = rolled(model).x0
+            model.save_merged(tmp_path / f"{len(estimates)}")
+            torch.testing.assert_close(rolled(model).x0, adapted, rtol=1e-3, atol=1e-3)
+            estimates.append(adapted)
+        torch.testing.assert_close(*estimates, rtol=1e-3, atol=1e-3)
+        assert relative(estimates[0], rolled(tiny.load(checkpoint)).x0) > 0.02
+
+    def test_trained_weights_keep_the_plain_way_and_are_used_afterwards(self, checkpoint, tmp_path):
+        model, plain = self.load(checkpoint), tiny.load(checkpoint)
+        for one in (model, plain):
+            rolled(one)
+            one.add_adapter(AdapterOptions(kind="full"))
+            self.change(one)
         self.calls = 0
-        rolled(model)
+        trained = rolled(plain).x0
+        torch.testing.assert_close(rolled(model).x0, trained, rtol=1e-3, atol=1e-3)
         assert self.calls == 0
+        model.save_merged(tmp_path / "merged")
+        torch.testing.assert_close(rolled(model).x0, trained, rtol=1e-3, atol=1e-3)
+
+    def change(self, model):
+        """Other trained weights, the same ones of equal models."""
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in model.trainable().values():
+                weight += 0.3 * torch.randn(weight.shape, generator=generator)
+
+    def test_a_latent_of_odd_sides_is_upsampled_to_what_it_came_from(self):
+        unet = tiny.small_unet().requires_grad_(False).eval()
+        x, text = torch.randn(2, 4, 9, 7), torch.randn(2, 7, 16)
+        expected = unet(x, 1, encoder_hidden_states=text).sample
+        fused.fuse_blocks(unet)
+        torch.testing.assert_close(unet(x, 1, encoder_hidden_states=text).sample, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("settings", "fits"),
+        [
+            ({}, True),
+            ({"kernel_size": 5}, False),
+            ({"padding": 2}, False),
+            ({"padding_mode": "reflect"}, False),
+            ({"stride": 2}, False),
+            ({"dilation": 2}, False),
+            ({"groups": 2}, False),
+            ({"bias": False}, False),
+        ],
+    )
+    def test_only_the_usual_convolution_is_taken_apart(self, settings, fits):
+        conv = torch.nn.Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1, **settings})
+        assert fused.is_plain_convolution(conv) is fits
 
     def test_linear_projections_too(self):
         unet = tiny.small_unet(use_linear_projection=True).requires_grad_(False).eval()
@@ -465,6 +542,14 @@ class TestFused:
 
 class TestAttention:
     """Which layers are asked to use cuDNN; without it they compute as ever."""
+
+    def test_graphs_with_it_may_be_kept_on_disk(self, monkeypatch):
+        marked = {}
+        monkeypatch.setattr(import_module("torch._inductor.config"), "unsafe_marked_cacheable_functions", marked)
+        compile_blocks(tiny.small_unet(), "eager")
+        for name in ("_backend_from_string", "_sdpa_kernel"):  # what torch calls inside `sdpa_kernel`
+            assert callable(getattr(torch.nn.attention, name))
+            assert f"torch.nn.attention.{name}" in marked
 
     def test_heads_of_64_alone(self):
         unet = tiny.small_unet(attention_head_dim=1, block_out_channels=(64, 128), norm_num_groups=8)

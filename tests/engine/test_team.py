@@ -67,17 +67,23 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def check_equal(team, one: str, other: str) -> None:
-    """The same metrics, weights and counters up to the order of sums in float32; a small spread enlarges its part."""
+    """The same metrics, weights and counters up to the order of sums in float32."""
     for row, like in zip(*(metrics(team.folder / run) for run in (one, other)), strict=True):
         for numbers in (row, like):
             numbers.pop("preferred", None)  # the share of Δρ > 0; before the first update all are 0 but for rounding
-        assert row == pytest.approx(like, rel=1e-3, abs=1e-6)
+        for name, value in row.items():
+            assert value == pytest.approx(like[name], rel=ENLARGED.get(name, 1e-4), abs=1e-6), name
+        assert row.keys() == like.keys()
     snapshots = [newest_snapshot(team.folder / run / "checkpoints")[0] for run in (one, other)]
     for found, like in zip(*(snapshot.weights.values() for snapshot in snapshots), strict=True):
         torch.testing.assert_close(found, like, rtol=1e-4, atol=1e-5)
     assert snapshots[0].optimizer.keys() == snapshots[1].optimizer.keys()
     assert snapshots[0].progress == snapshots[1].progress
 
+
+ENLARGED = dict.fromkeys(("loss", "grad_norm", "ratio_max"), 1e-3)
+"""Metrics of an epoch that starts from weights one update apart by rounding, where a small spread of rewards was
+divided by: 3e-4 on one machine."""
 
 VARIANTS = {
     "sdpo with prompt statistics, 9 pairs in batches of 3, pulled to the base model": (

@@ -16,6 +16,7 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.objectives.options import RebelOptions, SdpoOptions
 from sdpo_cli.builtin.objectives.sdpo import Sdpo
 from sdpo_cli.builtin.objectives.trajectory_difference import TrajectoryDifference
+from sdpo_cli.engine.learning import reference
 from sdpo_cli.engine.learning.reference import (
     LOGGED,
     base_estimates,
@@ -329,14 +330,31 @@ def test_the_log_asks_about_a_few_actions_spread_over_all_steps_and_the_first_pr
     assert set(places[:, 1].tolist()) == set(range(min(4, pairs)))
 
 
-def test_a_loss_that_needs_the_base_model_has_its_estimate_of_every_action(model, rollouts, checkpoint):
+def test_a_loss_that_needs_the_base_model_has_its_estimate_of_every_action(model, rollouts, checkpoint, monkeypatch):
+    monkeypatch.setattr(reference, "LOGGED", 5)  # fewer than there are
     setup = tiny.setup(checkpoint)
     section = setup.recipe.train.model_copy(update={"kl": 0.1})
     recipe = setup.recipe.model_copy(update={"train": section})
     found, logged = compared_with_base(model, LearningPlan(), recipe, rollouts, ACTIONS, 5)
     expected = compared_with(model, rollouts, batch=5).reference_x0
     torch.testing.assert_close(found.reference_x0, expected, rtol=1e-4, atol=1e-5)
-    assert logged == {"kl_base": pytest.approx(divergence_of(model, rollouts, 4), rel=1e-3)}
+    places = logged_places(ACTIONS, 5)
+    assert len(places) == 5
+    divergence = kl_from_base(rollouts, places, base_estimates(model, rollouts, places, 5))
+    assert logged == {"kl_base": pytest.approx(divergence, rel=1e-3)}
+
+
+def test_a_compiled_model_is_asked_for_what_rollouts_share_once(checkpoint, monkeypatch):
+    setup = tiny.setup(checkpoint, steps=8, branched=True)
+    model = tiny.with_random_adapter(setup.model)
+    rollouts = roll_out(model, setup.kernel, tiny.draw(model), setup.objective.plan, 0, 5)
+    places = torch.stack([rollouts.common - 1, torch.arange(5)], dim=1)
+    expected = base_estimates(model, rollouts, places, 5)
+    asked, denoise = [], model.denoise
+    monkeypatch.setattr(model, "denoise", lambda x, at, known: asked.append(len(x)) or denoise(x, at, known))
+    model.compile(backend="eager")
+    torch.testing.assert_close(base_estimates(model, rollouts, places, 5), expected)
+    assert asked == [5]
 
 
 def test_of_branched_pairs_the_base_model_is_asked_about_the_branch_and_for_the_log(checkpoint, monkeypatch):

@@ -238,11 +238,13 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
     pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)].to(model.device)
     estimate = with_room(partial(operations, predict))
+    with model.without_adapter():
+        base = operations(predict)
     shown, fits = fitting(lambda size: operations(lambda: decode(pictures[:size])), len(pictures), "picture")
     return {
         "rollout": estimate * work.network_pictures,
         "decode": shown * work.decoded_pictures // fits,
-        "update": with_room(partial(operations, learn)) * count + estimate * staged.compared,
+        "update": with_room(partial(operations, learn)) * count + base * staged.compared,
     }
 
 

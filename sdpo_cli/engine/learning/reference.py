@@ -37,7 +37,7 @@ def base_estimates(
             x_t, shared = rollouts.pick(rollouts.x_t, pair, step), step < rollouts.common[pair]
             here, row = (one.to(model.device, non_blocking=True) for one in (step, pair))
             known = take(rollouts.draw.conditioning, row)
-            found = denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared)
+            found = denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared, one_size=False)
             estimates[:, start : start + len(some)] = found
     return estimates
 
@@ -62,7 +62,15 @@ def logged_places(actions: Sequence[int], pairs: int) -> Int[Tensor, "N 2"]:
     return places[spread.round().long()]
 
 
-def without(places: Int[Tensor, "N 2"], known: Int[Tensor, "M 2"]) -> Int[Tensor, "L 2"]:
+def learnt_places(plan: LearningPlan, rollouts: Rollouts, actions: Sequence[int]) -> Int[Tensor, "N 2"]:
+    """The (action, pair) that updates learn from: of branched rollouts each pair's branch alone."""
+    pairs = len(rollouts.draw)
+    if not plan.branched:
+        return places_of(actions, pairs)
+    return torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)
+
+
+def not_among(places: Int[Tensor, "N 2"], known: Int[Tensor, "M 2"]) -> Int[Tensor, "L 2"]:
     """The places that are not among the known ones."""
     return places[~(places[:, None] == known).all(-1).any(-1)]
 
@@ -97,10 +105,9 @@ def compared_with_base(
     pairs, needed = len(rollouts.draw), plan.reference or recipe.train.kl > 0
     if not needed and recipe.model.train == "full":
         return rollouts, {}
-    logged = places = logged_places(actions, pairs)
-    if needed:
-        branches = torch.stack([rollouts.common - 1, torch.arange(pairs)], dim=1)
-        places = torch.cat([logged, without(branches if plan.branched else places_of(actions, pairs), logged)])
+    logged = logged_places(actions, pairs)
+    learnt = learnt_places(plan, rollouts, actions) if needed else logged
+    places = torch.cat([logged, not_among(learnt, logged)])
     estimates = reference(model, rollouts, places, batch)
     divergence = {"kl_base": kl_from_base(rollouts, logged, estimates[:, : len(logged)])}
     return with_reference(rollouts, places, estimates) if needed else rollouts, divergence

@@ -3,12 +3,12 @@
 Source: arXiv 2411.11727, part 1 of SDPO.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sdpo_cli.api import Prompt
@@ -17,7 +17,7 @@ from sdpo_cli.engine.learning.randomness import generator, normal, shuffled
 from sdpo_cli.maths import Kernel, gaussian_log_prob, step_mean
 
 ENCODINGS_KEPT = 1024
-"""Encoded prompts kept on the device at the most."""
+"""Encoded prompts kept in the host's memory at the most."""
 AHEAD = 128
 """Prompts of later epochs that are encoded with new ones: offloaded encoders come to the device more rarely."""
 
@@ -101,8 +101,8 @@ def encode_distinct(
 ) -> Conditioning:
     """Conditioning of every prompt, each distinct text encoded once.
 
-    `known` remembers up to `ENCODINGS_KEPT` texts from call to call. Where any text is new, up to `AHEAD` new ones of
-    those wanted `later` are encoded with it.
+    `known` remembers up to `ENCODINGS_KEPT` texts from call to call, on the CPU. Where any text is new, up to `AHEAD`
+    new ones of those wanted `later` are encoded with it.
     """
     known = {} if known is None else known
     new = [text for text in dict.fromkeys(prompts) if text not in known]
@@ -110,30 +110,45 @@ def encode_distinct(
         known.clear()
         new = list(dict.fromkeys(prompts))
     if new:
-        room = max(0, min(AHEAD, ENCODINGS_KEPT - len(known) - len(new)))
-        coming = dict.fromkeys(islice(later, ENCODINGS_KEPT))
-        new += [text for text in coming if text not in known and text not in new][:room]
+        new = with_later(new, known, later, min(AHEAD, ENCODINGS_KEPT - len(known) - len(new)))
     for start in range(0, len(new), batch):
         some = new[start : start + batch]
-        encoded = model.encode(some)
+        encoded = {name: value.cpu() for name, value in model.encode(some).items()}
         for row, text in enumerate(some):
             known[text] = {name: value[row] for name, value in encoded.items()}
-    names = known[prompts[0]]
-    return {name: torch.stack([known[text][name] for text in prompts]) for name in names}
+    rows = {name: torch.stack([known[text][name] for text in prompts]) for name in known[prompts[0]]}
+    return {name: value.to(model.device, non_blocking=True) for name, value in rows.items()}
+
+
+def with_later(new: Sequence[str], known: Container[str], later: Iterable[str], room: int) -> list[str]:
+    """The new texts, and up to `room` more of those wanted later that are neither among them nor known."""
+    found = dict.fromkeys(new)
+    for text in islice(later, ENCODINGS_KEPT):  # all texts of a short list may be known
+        if len(found) >= len(new) + room:
+            break
+        if text not in known:
+            found[text] = None
+    return list(found)
 
 
 def denoise_rollouts(
-    model: BaseModel, x_t: Float[Tensor, "R B C H W"], at: Kernel, conditioning: Conditioning, shared: Tensor
+    model: BaseModel,
+    x_t: Float[Tensor, "R B C H W"],
+    at: Kernel,
+    conditioning: Conditioning,
+    shared: Bool[Tensor, " B"],
+    *,
+    one_size: bool,
 ) -> Float[Tensor, "R B C H W"]:
-    """Clean estimates of all rollouts in one network batch; a prompt whose states are shared [B] is computed once.
+    """Clean estimates of all rollouts in one network batch; a prompt whose states are shared is computed once.
 
-    A compiled network computes each state, so that its batches are equally large (`first_estimates` fills them with
-    other prompts'). `at` holds the level of each prompt, [B]. `shared` is on the CPU: a device that must tell how large
-    a batch is makes everybody wait.
+    With `one_size` each state is computed, as a compiled network wants all batches equally large (`first_estimates`
+    fills them with other prompts'). `at` holds the level of each prompt, [B]. `shared` is on the CPU: a device that
+    must tell how large a batch is makes everybody wait.
     """
     rollouts, prompts = x_t.shape[:2]
     own = torch.ones(rollouts, prompts, dtype=torch.bool)
-    own[1:] = ~shared | is_compiled(model)
+    own[1:] = ~shared | one_size
     place = own.flatten().cumsum(0).view(rollouts, prompts) - 1
     places = torch.where(own, place, place[:1].expand_as(place))
     index, row, places = (
@@ -239,8 +254,10 @@ def sample_trajectories(
     states, estimates, log_probs = [x.to(store)], [], []
     for step in range(len(kernel)):
         at = kernel.at(torch.full((len(numbers),), step, device=model.device))
-        known = first if step == 0 else None
-        x0 = denoise_rollouts(model, x, at, conditioning, step < common) if known is None else known.expand_as(x)
+        if first is not None and step == 0:
+            x0 = first.expand_as(x)
+        else:
+            x0 = denoise_rollouts(model, x, at, conditioning, step < common, one_size=is_compiled(model))
         wide = at.at(torch.arange(len(numbers), device=model.device).expand(plan.rollouts, -1))
         mean = step_mean(x, x0, wide)
         noise = normal(model.latent_shape, sources, model.device).view(len(drawn), *x.shape[1:])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdpo_cli.api.tensors import BaseModel, LearningPlan, LossBatch, Objective, ObjectiveResult
 from sdpo_cli.engine.learning.randomness import generator, shuffled
-from sdpo_cli.engine.learning.rollout import Draw, Rollouts, denoise_rollouts, take
+from sdpo_cli.engine.learning.rollout import Draw, Rollouts, denoise_rollouts, is_compiled, take
 from sdpo_cli.engine.memory import fitting
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import gaussian_kl, gaussian_log_prob, step_mean
@@ -86,7 +86,8 @@ def replay(model: BaseModel, rollouts: Rollouts, pairs: Int[Tensor, " N"], step:
     shared, device = step < rollouts.common[pairs], model.device
     x_t, x_next = rollouts.pick(rollouts.x_t, pairs, step), rollouts.pick(rollouts.x_t, pairs, step + 1)
     row, here = (one.to(device, non_blocking=True) for one in (pairs, step))
-    x0 = denoise_rollouts(model, x_t, rollouts.kernel.at(here), take(rollouts.draw.conditioning, row), shared)
+    known, one_size = take(rollouts.draw.conditioning, row), is_compiled(model)
+    x0 = denoise_rollouts(model, x_t, rollouts.kernel.at(here), known, shared, one_size=one_size)
     wide = rollouts.kernel.at(here.expand(len(x_t), -1))
     mean = step_mean(x_t, x0, wide)
     log_prob = gaussian_log_prob(x_next, mean, wide.std)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from sdpo_cli.api import Prompt
-from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning
+from sdpo_cli.api.tensors import AdapterOptions, BaseModel, Conditioning, Offloader
 from sdpo_cli.engine.learning.credit import Answered, Asked, KeyRewards, answered, ask_rewards, joined_rewards
 from sdpo_cli.engine.learning.reference import Reference, base_estimates
 from sdpo_cli.engine.learning.rollout import (
@@ -127,9 +127,15 @@ def draw_epoch(seat: Seat, epoch: int) -> Draw:
         return draw_prompts(setup.prompts, recipe.rollout.pairs, number, recipe.seed)
 
     prompts = drawn(epoch)
-    later = (prompt.text for number in range(epoch + 1, recipe.train.epochs + 1) for prompt in drawn(number))
+    coming = range(epoch + 1, recipe.train.epochs + 1) if is_away(setup.model) else ()
+    later = (prompt.text for number in coming for prompt in drawn(number))
     conditioning = encode_distinct(setup.model, [prompt.text for prompt in prompts], known=seat.known, later=later)
     return Draw(prompts, (epoch - 1) * recipe.rollout.pairs, conditioning)
+
+
+def is_away(model: BaseModel) -> bool:
+    """Whether the model's text encoders come to the device for each call, so that fewer calls are cheaper."""
+    return isinstance(model, Offloader) and model.offloads_encoders
 
 
 def part_of(draw: Draw, span: slice) -> Draw:

@@ -264,7 +264,7 @@ def interruptibly(call: Callable[[], T]) -> T:
 
 
 def gathered(size: int) -> "list[Tensor]":
-    """At rank 0: what the others answer, packed. All are waited for at once, so that one that dies is noticed."""
+    """At rank 0: what the others answer, packed. All sizes are waited for at once: whoever dies at work is noticed."""
     import torch
     import torch.distributed as dist
 
