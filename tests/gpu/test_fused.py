@@ -7,6 +7,8 @@ import tiny
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import conv2d, group_norm, interpolate, silu
 from torch.profiler import ProfilerActivity, profile
@@ -186,20 +188,40 @@ def test_in_float32_a_compiled_network_is_the_plain_one(family):
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+def upsampler(before, after, dtype):
+    """A fused layer that makes pictures twice as large, and its weight and bias."""
+    network = (
+        nn.Sequential(Upsample2D(before, use_conv=True, out_channels=after)).cuda().to(dtype).requires_grad_(False)
+    )
+    assert fuse_blocks(network) == 1
+    return network, network[0].conv.weight.double(), network[0].conv.bias.double()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 64, 48, 9, 7), (1, 128, 128, 64, 64)])
 def test_a_picture_of_twice_the_size_is_that_of_torch(shape, dtype):
-    from sdpo_cli.api.fused_upsample import Interleave, parts_of_kernel
-
     count, before, after, height, width = shape
     x = tensor(count, before, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight, bias = tensor(after, before, 3, 3, dtype=dtype) / 30, tensor(after, dtype=dtype)
     grad = tensor(count, after, 2 * height, 2 * width, dtype=dtype)
-    x.requires_grad_()
-    out = Interleave.apply(conv2d(x, parts_of_kernel(weight), padding=1), bias)
-    expected = conv2d(interpolate(x.double(), scale_factor=2.0), weight.double(), bias.double(), padding=1)
+    network, weight, bias = upsampler(before, after, dtype)
+    out = network(x.requires_grad_())
+    expected = conv2d(interpolate(x.double(), scale_factor=2.0), weight, bias, padding=1)
     slopes = [torch.autograd.grad(one, x, grad.to(one.dtype))[0] for one in (out, expected)]
     bound = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
     assert relative(out, expected) < bound
     assert relative(*slopes) < bound
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pictures_of_more_numbers_than_32_bits_count():
+    network, *_ = upsampler(64, 64, torch.bfloat16)
+    x = tensor(9, 64, 1024, 1024, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = network(x)
+    assert out.numel() > 2**31
+    (slope,) = torch.autograd.grad(out[-1].float().square().sum(), x)
+    alone = x[-1:].detach().requires_grad_()
+    expected = network(alone)
+    (expected_slope,) = torch.autograd.grad(expected.float().square().sum(), alone)
+    assert relative(out[-1:], expected) < 1e-2
+    assert relative(slope[-1:], expected_slope) < 1e-2
+    assert float(slope[:-1].abs().max()) == 0
