@@ -114,7 +114,7 @@ class ModelSection(Section):
         default=False,
         description="Compile the transformer blocks of the denoiser with torch.compile. On CUDA the other blocks of "
         "UNet and VAE are computed channels-last by Triton kernels, and whole passes of the denoiser are recorded as "
-        "CUDA graphs, which keep the memory of an update: about 75 s of waiting in the first epoch, then faster "
+        "CUDA graphs, which keep the memory of an update: about 50 s of waiting in the first epoch, then faster "
         "epochs. On CPU and MPS the decoder's blocks are compiled too; on a CPU that was slower. It needs a C++ "
         "compiler, and on CUDA Triton.",
     )
