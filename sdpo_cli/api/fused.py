@@ -20,7 +20,8 @@ from sdpo_cli.api.fused_norm import NormAct, Sum
 from sdpo_cli.api.fused_upsample import Interleave, parts_of_kernel
 
 PUBLISHED = [False]
-"""The last one: whether blocks do as many operations as diffusers' do; see `as_published`."""
+"""The last one: whether blocks do as many operations as diffusers' do; see `as_published`. The same for all threads:
+autograd's own compute checkpointed blocks again."""
 
 
 class FrozenConv(torch.autograd.Function):
