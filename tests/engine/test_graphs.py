@@ -29,7 +29,7 @@ from sdpo_cli.engine.memory import fitting, with_room
 from sdpo_cli.engine.rewards.scorer import THREAD, Scorer
 from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.training.shares import Seat
-from sdpo_cli.engine.training.trainer import Run, unrecorded
+from sdpo_cli.engine.training.trainer import Run, remarks, unheard
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 
@@ -535,14 +535,14 @@ class TestMemory:
         assert not graphs.give_up_recordings()
         assert model.recorder.fault == "memory ran out"
 
-    def test_and_the_run_says_so_once(self, model):
-        told = set()
-        assert list(unrecorded(told)) == []
+    def test_and_the_run_says_so_once(self, model, checkpoint):
+        seat, heard = Seat(tiny.setup(checkpoint)), set()
+        assert list(unheard(remarks(seat), heard)) == []
         model.recorder.fault = "memory ran out"
-        assert [str(note.text) for note in unrecorded(told)] == [
+        assert [note.text for note in unheard(remarks(seat), heard)] == [
             "passes of the network are no longer recorded as CUDA graphs, which costs time alone: memory ran out"
         ]
-        assert list(unrecorded(told)) == []
+        assert list(unheard(remarks(seat), heard)) == []
 
 
 @contextmanager

@@ -136,6 +136,29 @@ def test_metrics_count_what_was_done_and_hold_no_times(checkpoint, tmp_path):
     assert set(json.loads(run.timings.read_text().splitlines()[0])) == {"epoch", "rollout", "score", "credit", "update"}
 
 
+def test_what_did_not_fit_into_memory_is_said_once(checkpoint, tmp_path, monkeypatch):
+    setup, other = (tiny.setup(checkpoint, epochs=2, pairs=4, micro_batch=4) for _ in range(2))
+    assert not [event for event in train(other, folder(tmp_path, "fits"), resume=None) if isinstance(event, Note)]
+
+    def small(name, most):
+        method = getattr(setup.model, name)
+
+        def call(given, *rest):
+            if len(given) > most:
+                raise torch.OutOfMemoryError("more than the card has")
+            return method(given, *rest)
+
+        monkeypatch.setattr(setup.model, name, call)
+
+    small("denoise", 4)
+    small("decode", 3)
+    notes = [event.text for event in train(setup, folder(tmp_path), resume=None) if isinstance(event, Note)]
+    assert notes == [
+        "train.micro_batch: 2 at the most fit into memory; so set, it spares later runs the tries",
+        "train.decode_batch: 2 at the most fit into memory; so set, it spares later runs the tries",
+    ]
+
+
 def test_a_failing_reward_leaves_the_epochs_before_it(checkpoint, tmp_path):
     class Failing(tiny.Brightness):
         calls = 0

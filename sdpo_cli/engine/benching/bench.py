@@ -38,7 +38,7 @@ from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
 from sdpo_cli.engine.training.shares import Seat, draw_epoch
 from sdpo_cli.engine.training.snapshot import Progress, Snapshot
-from sdpo_cli.engine.training.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, run_epoch, unrecorded
+from sdpo_cli.engine.training.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, remarks, run_epoch
 from sdpo_cli.registry import ResolvedRecipe
 
 
@@ -89,7 +89,7 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
     staged = [staged_epoch(run, 2 + epochs + n, watch) for n, watch in enumerate(watches)][-1]
     new_graphs = counters["stats"]["unique_graphs"] - graphs
     syncs = host_syncs(run, 2 + 2 * epochs)
-    yield from unrecorded(set())
+    yield from remarks(run.seat)
     needed, rate = epoch_operations(setup, staged), matrix_rate(device, getattr(torch, setup.recipe.model.dtype))
     return BenchResult(
         recipe=setup.recipe.model_dump(mode="json"),

@@ -3,7 +3,7 @@
 draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit -> update -> record
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -164,7 +164,7 @@ def start_run(seat: Seat, folder: RunFolder, resume: Resumption | None) -> Run:
 def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
     """All epochs after the snapshot's; whatever stops them, the last whole epoch is saved."""
     train, first = run.setup.recipe.train, snapshot.progress.epoch + 1
-    told: set[str] = set()
+    heard: set[Note] = set()
     try:
         judged = yield from watch(run.folder, run.setup.recipe, snapshot.progress.epoch)
         for epoch in range(first, train.epochs + 1):
@@ -181,7 +181,7 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
                 snapshot = take_snapshot(run.setup.model, run.optimizer, end.statistics, end.progress, about)
             with averaged(run.optimizer):
                 yield end.done
-            yield from unrecorded(told)
+            yield from unheard(remarks(run.seat), heard)
             judged = yield from watch(run.folder, run.setup.recipe, epoch)
             if epoch % train.checkpoint_every == 0 or epoch == train.epochs or (judged and judged.wants(epoch)):
                 yield StageStarted("save", epoch, train.epochs)
@@ -200,12 +200,24 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
         raise
 
 
-def unrecorded(told: set[str]) -> Iterator[Note]:
-    """Why passes are not recorded as CUDA graphs any more, each reason once."""
+def remarks(seat: Seat) -> Iterator[Note]:
+    """Why passes are not recorded as CUDA graphs any more, and what did not fit into memory."""
     for fault in recording_faults():
-        if fault not in told:
-            told.add(fault)
-            yield Note(f"passes of the network are no longer recorded as CUDA graphs, which costs time alone: {fault}")
+        yield Note(f"passes of the network are no longer recorded as CUDA graphs, which costs time alone: {fault}")
+    setup, pictures = seat.setup, seat.setup.decoded_at_once(seat.micro_batch)
+    wanted = {"micro_batch": setup.micro_batch, "decode_batch": pictures}
+    fitted = {"micro_batch": seat.micro_batch, "decode_batch": seat.pictures or pictures}
+    for name, fits in fitted.items():
+        if fits < wanted[name]:
+            yield Note(f"train.{name}: {fits} at the most fit into memory; so set, it spares later runs the tries")
+
+
+def unheard(notes: Iterable[Note], heard: set[Note]) -> Iterator[Note]:
+    """Those that have not been heard, which they now have."""
+    for note in notes:
+        if note not in heard:
+            heard.add(note)
+            yield note
 
 
 def keep(run: Run, snapshot: Snapshot) -> None:
