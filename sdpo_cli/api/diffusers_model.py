@@ -93,9 +93,9 @@ class DiffusersModel(Adaptable):
 
     @contextmanager
     def encoders_at_hand(self) -> Iterator[None]:
-        """While entered, the text encoders are on the device."""
+        """While entered, also within itself, the text encoders are on the device."""
         encoders = [one for name, one in networks(self.pipeline).items() if name.startswith("text_encoder")]
-        away = encoders if self.offloads_encoders else []
+        away = [one for one in encoders if self.offloads_encoders and one.device != self.device]
         for encoder in away:
             encoder.to(self.device)
         try:

@@ -19,9 +19,9 @@ from torch.nn.functional import conv2d, conv_transpose2d, gelu, linear
 from sdpo_cli.api.fused_norm import NormAct, Sum
 from sdpo_cli.api.fused_upsample import Interleave, parts_of_kernel
 
-PUBLISHED = [False]
-"""The last one: whether blocks do as many operations as diffusers' do; see `as_published`. The same for all threads:
-autograd's own compute checkpointed blocks again."""
+_published = False
+"""Whether blocks do as many operations as diffusers' do; see `as_published`. One for all threads: autograd's own ones
+compute checkpointed blocks again."""
 
 
 class FrozenConv(torch.autograd.Function):
@@ -81,9 +81,14 @@ class FusedTransformer(Transformer2DModel):
             norm = self.proj_in(norm)
         rows = norm.permute(0, 2, 3, 1).flatten(1, 2)
         rows = self.proj_in(rows) if self.use_linear_projection else rows
-        if torch.is_grad_enabled() and not rows.requires_grad and not PUBLISHED[-1]:
-            rows = rows.detach().requires_grad_()  # the first block's input: without, it would be two graphs of its own
+        if self.is_first(rows):
+            rows = rows.detach().requires_grad_()  # the first block would be two graphs of its own
         return rows, norm.shape[1]
+
+    def is_first(self, rows: Tensor) -> bool:
+        """Whether no block before this one is trained, and one of its own is."""
+        wanted = torch.is_grad_enabled() and not rows.requires_grad and not _published
+        return wanted and is_trained(self.transformer_blocks)
 
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
@@ -99,7 +104,8 @@ class FusedUpsample(Upsample2D):
     """Twice as many rows and columns, from convolutions of the small picture.
 
     Attributes:
-        parts: its four kernels, as of `parts_of_kernel`; None before they are asked for. A buffer.
+        parts: its four kernels, as of `parts_of_kernel`. A buffer; None before they are asked for: a network all of
+            whose weights are trained never does.
     """
 
     conv: Any
@@ -107,7 +113,7 @@ class FusedUpsample(Upsample2D):
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's."""
-        if output_size is not None or PUBLISHED[-1] or not is_frozen(self.conv):
+        if output_size is not None or _published or not is_frozen(self.conv):
             output: Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return output
         if self.parts is None:
@@ -174,6 +180,11 @@ def is_frozen(layer: Any) -> bool:
     return weight is not None and not weight.requires_grad
 
 
+def is_trained(module: nn.Module) -> bool:
+    """Whether any weight in a module is trained, a LoRA's on it too."""
+    return any(weight.requires_grad for weight in module.parameters())
+
+
 def is_fusible(block: Any) -> bool:
     """Whether a block is of the common kind that its fused class computes."""
     kind = type(block)
@@ -208,11 +219,12 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 @contextmanager
 def as_published() -> Iterator[None]:
     """While entered, what saves or adds operations is left out: those of the networks as published are counted."""
-    PUBLISHED.append(True)
+    global _published
+    before, _published = _published, True
     try:
         yield
     finally:
-        PUBLISHED.pop()
+        _published = before
 
 
 def fuse_blocks(network: Any) -> int:

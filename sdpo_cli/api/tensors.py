@@ -183,9 +183,13 @@ class Compilable(Protocol):
 
 @runtime_checkable
 class Offloader(Protocol):
-    """A base model that may keep its text encoders off the device until prompts come, so that few calls are cheaper."""
+    """A base model that may keep its text encoders off the device until prompts come: few visits are cheaper."""
 
     offloads_encoders: bool
+
+    def encoders_at_hand(self) -> AbstractContextManager[None]:
+        """While entered, also within itself, the text encoders are on the device."""
+        ...
 
 
 @runtime_checkable

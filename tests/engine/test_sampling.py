@@ -1,6 +1,8 @@
 """True k-step sampling against the official pipeline, with and without the adapter."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 
 import pytest
 import tiny
@@ -127,6 +129,32 @@ def test_prompts_of_later_epochs_are_looked_up_no_further_than_there_is_room(che
     texts = iter(["owl", "fox", "bee", "ant", "elk"])
     encode_distinct(tiny.load(checkpoint), ["cat"], later=texts)
     assert list(texts) == ["ant", "elk"]
+
+
+def test_all_prompts_may_be_known_for_ever(checkpoint):
+    known = {}
+    encode_distinct(tiny.load(checkpoint), ["cat"], known=known, later=repeat("cat"))
+    assert list(known) == ["cat"]
+
+
+def test_encoders_that_are_away_come_once_for_many_prompts(tmp_path, monkeypatch):
+    options = UNetOptions(path=str(tiny.save_pipeline(tmp_path / "sd")), text_encoders="offload")
+    model, visits, depth = load_checkpoint(options, LoadContext()), [], []
+    visit = model.encoders_at_hand
+
+    @contextmanager
+    def seen():
+        visits.append(len(depth))
+        depth.append(1)
+        with visit():
+            yield
+        depth.pop()
+
+    monkeypatch.setattr(model, "encoders_at_hand", seen)
+    encode_distinct(model, [f"cat {number}" for number in range(70)])
+    assert visits == [0, 1, 1]  # within the first: 64 and 6
+    encode_distinct(model, ["cat"], known={"cat": model.encode(["cat"])})
+    assert visits == [0, 1, 1, 0]  # that of `encode` alone
 
 
 def test_an_encoder_is_given_few_prompts_at_once(checkpoint, monkeypatch):

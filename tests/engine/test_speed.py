@@ -24,6 +24,7 @@ from sdpo_cli.api.lora_layers import NarrowLinear, NarrowMatrix
 from sdpo_cli.api.tensors import AdapterOptions, LearningPlan
 from sdpo_cli.builtin.models import load_checkpoint
 from sdpo_cli.builtin.models.options import UNetOptions
+from sdpo_cli.engine import memory
 from sdpo_cli.engine.benching.bench import Watch, epoch_operations, staged_epoch, timed
 from sdpo_cli.engine.benching.utilisation import Work, counted, matrix_rate, operations
 from sdpo_cli.engine.disk.artifacts import RunFolder
@@ -182,16 +183,28 @@ class TestCounts:
 
     def refuse(self, run, monkeypatch, name, most):
         """Let the model run out of memory with more than `most` pictures; gives how many it has been asked for."""
-        method, sizes = getattr(run.setup.model, name), []
-
-        def small(given, *rest):
-            sizes.append(len(given))
-            if len(given) > most:
-                raise torch.OutOfMemoryError("more than the card has")
-            return method(given, *rest)
-
-        monkeypatch.setattr(type(run.setup.model), name, lambda self, *given: small(*given))
+        sizes, kind = [], type(run.setup.model)  # the class's: counting puts methods on the model and takes them off
+        small = tiny.refusing(getattr(run.setup.model, name), most, sizes)
+        monkeypatch.setattr(kind, name, lambda self, *given: small(*given))
         return sizes
+
+    def test_operations_are_counted_once_recordings_have_made_room(self, run, monkeypatch):
+        run, _ = run
+        staged, given_up = staged_epoch(run, 1, Watch(torch.device("cpu"))), []
+        expected = epoch_operations(run.setup, staged)
+        denoise, calls = run.setup.model.denoise, []
+
+        def full(*given):
+            calls.append(1)
+            if len(calls) % 2:
+                raise torch.OutOfMemoryError("more than the card has")
+            return denoise(*given)
+
+        monkeypatch.setattr(run.setup.model, "denoise", full)
+        monkeypatch.setattr(memory, "any_recordings", lambda: True)
+        monkeypatch.setattr(memory, "give_up_recordings", lambda: given_up.append(1))
+        assert epoch_operations(run.setup, staged) == expected
+        assert len(given_up) == 3  # the policy's estimate, the base model's, an update
 
     def test_the_log_waits_for_the_device_once(self, run, monkeypatch):
         run, _ = run
@@ -438,6 +451,18 @@ class TestFused:
 
         counts = [operations(partial(learn, one)) for one in (model, plain)]
         assert counts[0] == counts[1]
+
+    @pytest.mark.parametrize("targets", [("upsamplers.0.conv",), ("conv_out",), ("up_blocks.1.attentions.0.proj_out",)])
+    def test_nothing_before_the_first_trained_layer_goes_backward(self, checkpoint, targets):
+        counts = []
+        for model in (self.load(checkpoint), tiny.load(checkpoint)):
+            model.add_adapter(AdapterOptions(rank=2, alpha=2.0, targets=targets))
+            rollouts = rolled(model)
+            update = plan_updates(rollouts, [0, 1], LearningPlan(), batch=5, seed=0, epoch=1)[0]
+            with FlopCounterMode(display=False) as counter:
+                replay(model, rollouts, update.pairs, update.step).log_prob.sum().backward()
+            counts.append(counter.get_total_flops())
+        assert counts[0] <= counts[1]
 
     def test_the_first_block_needs_no_graph_of_its_own(self, checkpoint):
         model = tiny.with_random_adapter(self.load(checkpoint))

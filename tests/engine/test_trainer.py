@@ -21,6 +21,7 @@ from sdpo_cli.engine.evaluating.evaluate import Plan, evaluate
 from sdpo_cli.engine.events import EpochDone, Note, Resumed, StageStarted
 from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.signals import stop_signals
+from sdpo_cli.engine.training import trainer
 from sdpo_cli.engine.training.checkpoint import complete_checkpoints, newest_snapshot
 from sdpo_cli.engine.training.trainer import train
 from sdpo_cli.errors import ArtifactError, PluginError, RecipeError
@@ -136,27 +137,51 @@ def test_metrics_count_what_was_done_and_hold_no_times(checkpoint, tmp_path):
     assert set(json.loads(run.timings.read_text().splitlines()[0])) == {"epoch", "rollout", "score", "credit", "update"}
 
 
-def test_what_did_not_fit_into_memory_is_said_once(checkpoint, tmp_path, monkeypatch):
-    setup, other = (tiny.setup(checkpoint, epochs=2, pairs=4, micro_batch=4) for _ in range(2))
-    assert not [event for event in train(other, folder(tmp_path, "fits"), resume=None) if isinstance(event, Note)]
-
-    def small(name, most):
-        method = getattr(setup.model, name)
-
-        def call(given, *rest):
-            if len(given) > most:
-                raise torch.OutOfMemoryError("more than the card has")
-            return method(given, *rest)
-
-        monkeypatch.setattr(setup.model, name, call)
-
-    small("denoise", 4)
-    small("decode", 3)
+@pytest.mark.parametrize(
+    ("pairs", "states", "pictures", "said"),
+    [
+        (4, 99, 99, []),
+        (
+            4,
+            4,
+            3,
+            [
+                "2 pairs fit into memory where 4 did not; train.micro_batch=2 spares later runs the tries",
+                "2 pictures fit into memory where 4 did not; train.decode_batch=2 spares later runs the tries",
+            ],
+        ),
+        (9, 17, 99, ["4 pairs fit into memory where 9 did not; train.micro_batch=3 spares later runs the tries"]),
+    ],
+)
+def test_what_did_not_fit_into_memory_is_said_once(checkpoint, tmp_path, monkeypatch, pairs, states, pictures, said):
+    setup = tiny.setup(checkpoint, epochs=2, pairs=pairs, micro_batch=pairs)
+    for name, most in (("denoise", states), ("decode", pictures)):
+        monkeypatch.setattr(setup.model, name, tiny.refusing(getattr(setup.model, name), most))
     notes = [event.text for event in train(setup, folder(tmp_path), resume=None) if isinstance(event, Note)]
-    assert notes == [
-        "train.micro_batch: 2 at the most fit into memory; so set, it spares later runs the tries",
-        "train.decode_batch: 2 at the most fit into memory; so set, it spares later runs the tries",
+    assert [note for note in notes if "memory" in note] == said
+
+
+def test_an_update_that_is_halved_says_nothing_of_pictures(checkpoint, tmp_path, monkeypatch):
+    setup = tiny.setup(checkpoint, epochs=1, pairs=4, micro_batch=4)
+    denoise = setup.model.denoise
+    small = tiny.refusing(denoise, 4)
+    monkeypatch.setattr(setup.model, "denoise", lambda *given: (small if torch.is_grad_enabled() else denoise)(*given))
+    notes = [event.text for event in train(setup, folder(tmp_path), resume=None) if isinstance(event, Note)]
+    assert [note for note in notes if "memory" in note] == [
+        "2 pairs fit into memory where 4 did not; train.micro_batch=2 spares later runs the tries"
     ]
+
+
+def test_the_spread_of_advantages_is_that_of_the_actions_learnt(checkpoint, tmp_path, monkeypatch):
+    given, metrics = [], trainer.epoch_metrics
+    monkeypatch.setattr(trainer, "epoch_metrics", lambda *those: given.append(those) or metrics(*those))
+    setup, run = tiny.setup(checkpoint, epochs=1, steps=4), folder(tmp_path)
+    list(train(setup, run, resume=None))
+    advantage = given[0][3].advantage
+    assert setup.actions == [0, 1, 2]
+    logged = json.loads(run.metrics.read_text())["advantage_std"]
+    assert logged == pytest.approx(float(advantage[..., :3].std(correction=0)), rel=1e-6)
+    assert logged != pytest.approx(float(advantage.std(correction=0)), rel=1e-3)
 
 
 def test_a_failing_reward_leaves_the_epochs_before_it(checkpoint, tmp_path):

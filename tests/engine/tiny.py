@@ -168,6 +168,19 @@ def load(folder: Path) -> StableDiffusion:
     return load_checkpoint(UNetOptions(path=str(folder)), LoadContext())
 
 
+def refusing(method, most: int, asked: list[int] | None = None):
+    """A method of a model that runs out of memory with more than `most` pictures; `asked` collects how many came."""
+
+    def call(given: torch.Tensor, *rest: object):
+        if asked is not None:
+            asked.append(len(given))
+        if len(given) > most:
+            raise torch.OutOfMemoryError("more than the card has")
+        return method(given, *rest)
+
+    return call
+
+
 class Brightness:
     """The mean of a picture: a reward whose gradient everyone can guess."""
 

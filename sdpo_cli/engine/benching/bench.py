@@ -238,8 +238,10 @@ def epoch_operations(setup: Setup, staged: Staged) -> dict[str, int]:
     decode, count = rewarded_decoder(model), sum(len(update.pairs) for update in staged.updates)
     pictures = rollouts.x0[:, :, -1].flatten(0, 1)[: max(1, work.decoded_pictures // work.decodes)].to(model.device)
     estimate = with_room(partial(operations, predict))
-    with model.without_adapter():
-        base = operations(predict)
+    base = 0
+    if staged.compared:
+        with model.without_adapter():
+            base = with_room(partial(operations, predict))
     shown, fits = fitting(lambda size: operations(lambda: decode(pictures[:size])), len(pictures), "picture")
     return {
         "rollout": estimate * work.network_pictures,

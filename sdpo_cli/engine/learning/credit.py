@@ -228,7 +228,7 @@ def answered(scorer: Scorer, asked: Asked) -> Answered:
     places = tuple(asked.places.to(device, non_blocking=True).unbind(-1))
     for name in answers[0]:
         tables[name] = torch.full(shape, torch.nan, device=device)
-        tables[name][places] = torch.cat([answer[name].to(device) for answer in answers])
+        tables[name][places] = torch.cat([answer[name].to(device, non_blocking=True) for answer in answers])
     return Answered(asked.prompts, asked.key_step, len(asked.places), asked.common, tables)
 
 

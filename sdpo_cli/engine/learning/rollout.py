@@ -4,6 +4,7 @@ Source: arXiv 2411.11727, part 1 of SDPO.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sdpo_cli.api import Prompt
-from sdpo_cli.api.tensors import BaseModel, Compilable, Conditioning, LearningPlan
+from sdpo_cli.api.tensors import BaseModel, Compilable, Conditioning, LearningPlan, Offloader
 from sdpo_cli.engine.learning.randomness import generator, normal, shuffled
 from sdpo_cli.maths import Kernel, gaussian_log_prob, step_mean
 
@@ -111,11 +112,12 @@ def encode_distinct(
         new = list(dict.fromkeys(prompts))
     if new:
         new = with_later(new, known, later, min(AHEAD, ENCODINGS_KEPT - len(known) - len(new)))
-    for start in range(0, len(new), batch):
-        some = new[start : start + batch]
-        encoded = {name: value.cpu() for name, value in model.encode(some).items()}
-        for row, text in enumerate(some):
-            known[text] = {name: value[row] for name, value in encoded.items()}
+    with model.encoders_at_hand() if isinstance(model, Offloader) and new else nullcontext():
+        for start in range(0, len(new), batch):
+            some = new[start : start + batch]
+            encoded = {name: value.cpu() for name, value in model.encode(some).items()}
+            for row, text in enumerate(some):
+                known[text] = {name: value[row] for name, value in encoded.items()}
     rows = {name: torch.stack([known[text][name] for text in prompts]) for name in known[prompts[0]]}
     return {name: value.to(model.device, non_blocking=True) for name, value in rows.items()}
 

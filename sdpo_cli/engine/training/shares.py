@@ -113,9 +113,9 @@ def take_weights(seat: Seat, weights: Float[Tensor, " weights"] | None) -> None:
 
 
 def parts_of(seat: Seat, vector: Float[Tensor, " weights"]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Each trained weight and its part of what has a number for every one of all weights, where the weight is."""
+    """Each trained weight and its part of what has a number for every one of all weights."""
     weights = trained_weights(seat)
-    parts = vector.to(seat.setup.model.device).split([weight.numel() for weight in weights])
+    parts = vector.split([weight.numel() for weight in weights])
     return ((weight, part.view_as(weight)) for weight, part in zip(weights, parts, strict=True))
 
 
@@ -243,7 +243,7 @@ def joint_gradients(seat: Seat, model: BaseModel, lesson: Lesson, update: Update
         if gradient is not None:
             for weight, part in parts_of(seat, gradient):
                 if weight.grad is not None:
-                    weight.grad += part
+                    weight.grad += part.to(weight.device)
     return reduce(added, (numbers for numbers, _ in shares))
 
 

@@ -204,12 +204,16 @@ def remarks(seat: Seat) -> Iterator[Note]:
     """Why passes are not recorded as CUDA graphs any more, and what did not fit into memory."""
     for fault in recording_faults():
         yield Note(f"passes of the network are no longer recorded as CUDA graphs, which costs time alone: {fault}")
-    setup, pictures = seat.setup, seat.setup.decoded_at_once(seat.micro_batch)
-    wanted = {"micro_batch": setup.micro_batch, "decode_batch": pictures}
-    fitted = {"micro_batch": seat.micro_batch, "decode_batch": seat.pictures or pictures}
-    for name, fits in fitted.items():
-        if fits < wanted[name]:
-            yield Note(f"train.{name}: {fits} at the most fit into memory; so set, it spares later runs the tries")
+    wanted, fits = seat.setup.micro_batch, seat.micro_batch
+    if fits < wanted:
+        most = max(part for part in range(1, fits + 1) if seat.setup.batch % part == 0)  # a recipe has no other
+        yield Note(
+            f"{fits} pairs fit into memory where {wanted} did not; train.micro_batch={most} spares later runs the tries"
+        )
+    wanted, shown = seat.setup.decoded_at_once(fits), seat.pictures
+    if shown and shown < wanted:
+        tried = f"{shown} pictures fit into memory where {wanted} did not"
+        yield Note(f"{tried}; train.decode_batch={shown} spares later runs the tries")
 
 
 def unheard(notes: Iterable[Note], heard: set[Note]) -> Iterator[Note]:
@@ -250,7 +254,7 @@ def run_epoch(run: Run, snapshot: Snapshot, epoch: int, *, check_ratio: bool) ->
     seat, setup, recipe, clock = run.seat, run.setup, run.setup.recipe, Clock()
     plan, actions = setup.objective.plan, setup.actions
 
-    first = "compiling on the way, which takes minutes" if check_ratio and recipe.model.compile else ""
+    first = "compiling on the way, which takes a minute or two" if check_ratio and recipe.model.compile else ""
     yield StageStarted("rollout", epoch, recipe.train.epochs, first)
     with Scorer(setup.rewards) as seat.scorer:
         with clock.stage("rollout"):
