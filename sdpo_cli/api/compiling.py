@@ -24,8 +24,13 @@ OLDEST_CARD = (7, 0)
 """The compute capability that Triton demands."""
 
 
-def check_triton(device: torch.device) -> None:
-    """UsageError where what is compiled for a CUDA device could not run: no Triton, as on Windows, or an old card."""
+def check_compiler(device: torch.device) -> None:
+    """UsageError where nothing could be compiled or run: no C++ compiler; on CUDA no Triton, or an old card."""
+    try:
+        import_module("torch._inductor.cpp_builder").get_cpp_compiler()
+    except RuntimeError:  # torch's own are of this kind, on Windows too
+        remedy = "install one, such as g++, or leave compile off"
+        raise UsageError("needs a C++ compiler", place="model.compile", remedy=remedy) from None
     if device.type != "cuda":
         return
     try:

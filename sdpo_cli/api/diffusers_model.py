@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdpo_cli.api.adapters import Adaptable
 from sdpo_cli.api.attention import is_cudnn_faster, prefer_cudnn
-from sdpo_cli.api.compiling import check_triton, compile_blocks, padded
+from sdpo_cli.api.compiling import check_compiler, compile_blocks, padded
 from sdpo_cli.api.fused import fuse_blocks
 from sdpo_cli.api.graphs import Recorder, record_passes
 from sdpo_cli.api.pipelines import PipelineOptions
@@ -62,7 +62,7 @@ class DiffusersModel(Adaptable):
         attention those of cuDNN where they are faster; whole passes of the denoiser are recorded as CUDA graphs.
         UsageError where it cannot be done.
         """
-        check_triton(self.device)
+        check_compiler(self.device)
         if is_cudnn_faster(self.device):
             prefer_cudnn(self.denoiser)
         if self.device.type == "cuda":

@@ -51,7 +51,9 @@ class PipelineOptions(Options):
     text_encoders: Literal["keep", "offload"] = Field(
         default="keep", description="`offload`: on the device only while they encode."
     )
-    gradient_checkpointing: bool = Field(default=False, description="Less memory in the update, for a third more time.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Less memory in the update, which takes up to 1.6 times as long."
+    )
     vae_tiling: bool = Field(default=False, description="Decode in tiles: less memory, for large pictures.")
     tiny_vae: UserPath | None = Field(
         default=None,

@@ -32,7 +32,7 @@ def bench(
 ) -> None:
     """Measure how fast a recipe trains here.
 
-    Such as: sdpo bench sd-turbo.yaml --random-weights. Writes nothing but what --json names. An earlier result must be
+    Such as: sdpo bench aesthetic --random-weights. Writes nothing but what --json names. An earlier result must be
     of the same recipe on the same device; fields that change speed alone, such as train.micro_batch and model.compile,
     may differ.
     """
@@ -49,8 +49,10 @@ def bench(
         check_writable(json)
     from sdpo_cli.engine.benching.bench import bench as measure  # imports torch, which takes seconds
     from sdpo_cli.engine.benching.bench import conditions
-    from sdpo_cli.engine.benching.record import as_json, check_comparable, read_result
+    from sdpo_cli.engine.benching.record import as_json, check_comparable, check_replaceable, read_result
 
+    if json:
+        check_replaceable(json)
     earlier = read_result(against) if against else None
     if earlier and against:
         check_comparable(conditions(resolved, random_weights=random_weights), earlier, against)
@@ -90,7 +92,8 @@ def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
         f"epoch: {spread(result.epochs)} s, stages overlapping; the first {result.first_epoch:.1f} s",
         f"{pairs:.3g} pairs/s, {images:.3g} images/s{faster}",
         *repeated(result),
-        f"{result.utilisation:.1%} of the matrix rate, {result.matrix_rate / 1e12:.3g} TFLOP/s",
+        f"{result.utilisation:.1%} of the matrix rate, which is {result.matrix_rate / 1e12:.3g} TFLOP/s",
+        *impossible(result),
         f"peak {peaks(result)} GB, micro_batch {result.micro_batch}; "
         f"graphs compiled after the first epoch: {result.new_graphs}{syncs}",
         f"{result.device}, torch {result.torch}, sdpo {result.sdpo}",
@@ -102,8 +105,14 @@ def repeated(result: "BenchResult") -> list[str]:
     rates = sorted(result.pairs / epoch for epoch in result.repeats)
     if len(rates) < 2:
         return []
-    spans = f"the median of {len(rates)} measurements, {rates[0]:.3g} to {rates[-1]:.3g} pairs/s"
-    return [f"{spans}; stages and memory are those of one in the middle"]
+    return [f"the one in the middle of {len(rates)} measurements, {rates[0]:.3g} to {rates[-1]:.3g} pairs/s"]
+
+
+def impossible(result: "BenchResult") -> list[str]:
+    """A warning where stages seem to have more than the whole rate."""
+    if all((stage.utilisation or 0) <= 1 for stage in result.stages.values()):
+        return []
+    return ["more than 100 % of it: other programs slowed the matrix product, and maybe the epochs; measure again"]
 
 
 def peaks(result: "BenchResult") -> str:

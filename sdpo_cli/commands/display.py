@@ -178,8 +178,9 @@ def speed(done: EpochDone) -> str:
 
 
 def seconds_left(progress: Progress) -> float:
-    """The mean time of the epochs seen, times the epochs to come."""
+    """The mean time of the epochs seen, times the epochs to come. The first, which may compile, counts while alone."""
     seen = [sum(epoch.seconds.values()) for epoch in progress.done]
+    seen = seen[1:] or seen
     last = progress.done[-1]
     return sum(seen) / len(seen) * (last.epochs - last.epoch)
 

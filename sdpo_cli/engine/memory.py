@@ -11,6 +11,11 @@ from sdpo_cli.errors import TrainingError
 
 T = TypeVar("T")
 
+REMEDIES = {
+    "pair": "use model.options.gradient_checkpointing, model.dtype bfloat16, smaller pictures or a smaller model",
+    "picture": "use model.options.vae_tiling or tiny_vae, model.dtype bfloat16, smaller pictures or a smaller model",
+}
+
 
 def fitting(call: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
     """`call(batch)`, with `batch` halved until it fits; gives the result and the batch that fitted.
@@ -35,7 +40,7 @@ def fitting(call: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
             if batch == 1 and not recorded:
                 raise TrainingError(
                     f"one {what} does not fit into the device's memory",
-                    remedy="use model.dtype bfloat16 or a smaller model",
+                    remedy=REMEDIES[what],
                 ) from error
         # outside the handler: the exception no longer holds the memory of what failed
         if recorded and (what == "pair" or batch == 1):

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from sdpo_cli.builtin.models.options import UNetOptions
 from sdpo_cli.builtin.models.random_weights import random_model, random_parts
 from sdpo_cli.builtin.models.stable_diffusion import StableDiffusion
 from sdpo_cli.builtin.models.stable_diffusion_xl import StableDiffusionXL
-from sdpo_cli.commands.bench import spread
+from sdpo_cli.commands.bench import spread, summary
 from sdpo_cli.engine.benching import bench as engine_bench
 from sdpo_cli.engine.benching.random_weights import with_random_weights
 from sdpo_cli.engine.benching.record import STAGES, check_comparable, middle, read_result
@@ -63,8 +62,8 @@ def test_compares_with_an_earlier_result_and_several_with_each_other(measured, m
     out, result = capsys.readouterr().out, read_result(measured / "b.json")
     rates = sorted(2 / seconds for seconds in result.repeats)
     assert len(rates) == 2
-    assert f"the median of 2 measurements, {rates[0]:.3g} to {rates[1]:.3g} pairs/s; " in out
-    assert f"{2 / median(result.repeats):.3g} pairs/s, " in out
+    assert f"the one in the middle of 2 measurements, {rates[0]:.3g} to {rates[1]:.3g} pairs/s\n" in out
+    assert f"{rates[1]:.3g} pairs/s, " in out  # of two the faster
     assert "times as fast as before" in out
     assert f"peak {result.peaks_gb[0]:.2f} (first epoch) to {result.peaks_gb[1]:.2f} (last) GB" in out
 
@@ -74,7 +73,7 @@ def test_the_median_measurement_is_the_result(measured):
     several = [replace(result, epochs=[seconds], repeats=[]) for seconds in (5.0, 1.0, 3.0)]
     assert middle(several) == replace(several[2], repeats=[5.0, 1.0, 3.0])
     assert middle(several[:2]) == replace(several[1], repeats=[5.0, 1.0])
-    assert middle(several[:2]).epoch == 3.0
+    assert middle(several[:2]).epoch == 1.0
 
 
 def test_refuses_before_it_measures_to_compare_with_other_work(measured, monkeypatch, capsys):
@@ -119,6 +118,26 @@ def test_refuses_a_result_of_an_older_format(workplace, capsys):
 def test_refuses_before_it_measures_to_write_where_it_cannot(workplace, capsys, path, said):
     assert main([*MEASURE, "--json", path]) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize("text", ["name: victim\n", "[1]", "{}"])
+def test_writes_over_nothing_but_a_result(workplace, capsys, text):
+    Path("victim.yaml").write_text(text)
+    assert main([*MEASURE, "--json", "victim.yaml"]) == 2
+    said = "victim.yaml: is no result of sdpo bench, and would be lost; name another file"
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert Path("victim.yaml").read_text() == text
+
+
+def test_more_than_the_whole_rate_is_said_to_be_none(measured):
+    result = read_result(measured / "a.json")
+    stages = {name: replace(stage, utilisation=0.9) for name, stage in result.stages.items()}
+    plain, odd = (
+        summary(replace(result, stages={**stages, "decode": replace(stages["decode"], utilisation=share)}), None)
+        for share in (1.0, 1.1)
+    )
+    said = "more than 100 % of it: other programs slowed the matrix product, and maybe the epochs; measure again"
+    assert (said in plain, said in odd) == (False, True)
 
 
 def test_tries_before_it_measures_whether_it_can_write(monkeypatch, capsys):

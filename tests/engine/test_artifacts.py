@@ -136,5 +136,6 @@ def test_one_that_does_not_fit_is_said_in_one_line():
     with pytest.raises(TrainingError) as fault:
         fitting(call, 4, "picture")
     assert str(fault.value) == (
-        "one picture does not fit into the device's memory; use model.dtype bfloat16 or a smaller model"
+        "one picture does not fit into the device's memory; "
+        "use model.options.vae_tiling or tiny_vae, model.dtype bfloat16, smaller pictures or a smaller model"
     )

@@ -28,8 +28,9 @@ from sdpo_cli.engine.learning.update import replay
 from sdpo_cli.engine.memory import fitting, with_room
 from sdpo_cli.engine.rewards.scorer import THREAD, Scorer
 from sdpo_cli.engine.rewards.scoring import LoadedReward
+from sdpo_cli.engine.training.remarks import remarks, unheard
 from sdpo_cli.engine.training.shares import Seat
-from sdpo_cli.engine.training.trainer import Run, remarks, unheard
+from sdpo_cli.engine.training.trainer import Run
 from sdpo_cli.errors import TrainingError
 from sdpo_cli.maths import kernel_for, with_floor
 

@@ -370,6 +370,15 @@ class TestTriton:
         model.device = torch.device("cuda")
         return model
 
+    def test_without_a_compiler_nothing_is_compiled(self, checkpoint, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        import_module("torch._inductor.cpp_builder").cpp_compiler_search.cache_clear()
+        with pytest.raises(UsageError) as fault:
+            tiny.load(checkpoint).compile()
+        assert str(fault.value) == (
+            "model.compile: needs a C++ compiler; install one, such as g++, or leave compile off"
+        )
+
     def test_where_it_is_missing_compiling_is_refused(self, model, monkeypatch):
         monkeypatch.setitem(sys.modules, "triton", None)
         said = "model.compile: needs Triton on CUDA; install it, or leave compile off"

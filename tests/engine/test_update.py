@@ -227,7 +227,8 @@ def test_a_pair_that_does_not_fit_at_all_is_said_in_one_line(model, rollouts, ad
     with pytest.raises(TrainingError) as fault:
         update_policy(model, optimizer(model), lesson(rollouts, advantage, max_grad_norm=1.0), updates, 5)
     assert str(fault.value) == (
-        "one pair does not fit into the device's memory; use model.dtype bfloat16 or a smaller model"
+        "one pair does not fit into the device's memory; "
+        "use model.options.gradient_checkpointing, model.dtype bfloat16, smaller pictures or a smaller model"
     )
 
 

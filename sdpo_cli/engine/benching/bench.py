@@ -36,9 +36,10 @@ from sdpo_cli.engine.memory import fitting, release, with_room
 from sdpo_cli.engine.rewards.scorer import Scorer
 from sdpo_cli.engine.rewards.scoring import LoadedReward
 from sdpo_cli.engine.setup import Setup, adapter_options, load_setup, pick_device
+from sdpo_cli.engine.training.remarks import remarks
 from sdpo_cli.engine.training.shares import Seat, draw_epoch
 from sdpo_cli.engine.training.snapshot import Progress, Snapshot
-from sdpo_cli.engine.training.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, remarks, run_epoch
+from sdpo_cli.engine.training.trainer import EpochEnd, Run, compared_with_base, fresh_statistics, run_epoch
 from sdpo_cli.registry import ResolvedRecipe
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import Any
 
 from sdpo_cli.engine.disk.files import read_text
@@ -90,8 +90,8 @@ class BenchResult(Conditions):
 
     @property
     def epoch(self) -> float:
-        """Seconds of an epoch; of several measurements, their median."""
-        return median(self.repeats or [fmean(self.epochs)])
+        """Seconds of an epoch; of several measurements, that of the one in the middle."""
+        return median_low(self.repeats or [fmean(self.epochs)])
 
     @property
     def peak_gb(self) -> float:
@@ -127,6 +127,17 @@ def read_result(path: Path) -> BenchResult:
         return BenchResult(**{**known, "stages": stages})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError("not a result of sdpo bench", place=str(path), remedy=remedy) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """UsageError where a file that is no result of `sdpo bench`, such as the recipe, would be written over."""
+    text = read_text(path) if path.is_file() else ""
+    try:
+        known = not text.strip() or "pairs_per_second" in json.loads(text)
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise UsageError("is no result of sdpo bench, and would be lost", place=str(path), remedy="name another file")
 
 
 def check_format(number: object, path: Path) -> None:

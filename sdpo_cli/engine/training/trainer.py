@@ -3,13 +3,12 @@
 draw prompts -> rollout (x_t, x0, log_prob) -> score key steps -> assign credit -> update -> record
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from sdpo_cli.api.graphs import recording_faults
 from sdpo_cli.engine.disk.artifacts import RunFolder, append_line, check_there, forget_after, sweep
 from sdpo_cli.engine.disk.changes import (
     Change,
@@ -39,6 +38,7 @@ from sdpo_cli.engine.training.continuing import carried_over, check_continues
 from sdpo_cli.engine.training.faults import keeping_batches
 from sdpo_cli.engine.training.kept_weights import check_kept_there, heeded, put_kept_on
 from sdpo_cli.engine.training.metrics import epoch_metrics
+from sdpo_cli.engine.training.remarks import beforehand, remarks, unheard
 from sdpo_cli.engine.training.shares import Seat, add_adapter, gradients_of, reference_of, sampled, scored
 from sdpo_cli.engine.training.snapshot import Progress, Snapshot, restore_snapshot, take_snapshot
 from sdpo_cli.engine.training.team import ALONE, Team
@@ -90,9 +90,7 @@ def train(
         ArtifactError: nothing can be resumed, or a file cannot be written; the last checkpoint is intact.
     """
     run = start_run(Seat(setup, team), folder, resume)
-    quiet, steps = int((setup.kernel.std == 0).sum()), len(setup.kernel)
-    if quiet:
-        yield Note(f"steps of a rollout that draw no noise, and so carry no gradient: {quiet} of {steps}")
+    yield from beforehand(setup)
     snapshot = take_snapshot(setup.model, run.optimizer, fresh_statistics(setup), Progress(), setup.about)
     if resume:
         found, notes = newest_snapshot(folder.checkpoints)
@@ -198,30 +196,6 @@ def run_epochs(run: Run, snapshot: Snapshot) -> Generator[Event, None, None]:
             if not isinstance(fault, ArtifactError):
                 raise
         raise
-
-
-def remarks(seat: Seat) -> Iterator[Note]:
-    """Why passes are not recorded as CUDA graphs any more, and what did not fit into memory."""
-    for fault in recording_faults():
-        yield Note(f"passes of the network are no longer recorded as CUDA graphs, which costs time alone: {fault}")
-    wanted, fits = seat.setup.micro_batch, seat.micro_batch
-    if fits < wanted:
-        most = max(part for part in range(1, fits + 1) if seat.setup.batch % part == 0)  # a recipe has no other
-        yield Note(
-            f"{fits} pairs fit into memory where {wanted} did not; train.micro_batch={most} spares later runs the tries"
-        )
-    wanted, shown = seat.setup.decoded_at_once(fits), seat.pictures
-    if shown and shown < wanted:
-        tried = f"{shown} pictures fit into memory where {wanted} did not"
-        yield Note(f"{tried}; train.decode_batch={shown} spares later runs the tries")
-
-
-def unheard(notes: Iterable[Note], heard: set[Note]) -> Iterator[Note]:
-    """Those that have not been heard, which they now have."""
-    for note in notes:
-        if note not in heard:
-            heard.add(note)
-            yield note
 
 
 def keep(run: Run, snapshot: Snapshot) -> None:
