@@ -25,14 +25,24 @@ OLDEST_CARD = (7, 0)
 
 
 def check_compiler(device: torch.device) -> None:
-    """UsageError where nothing could be compiled or run: no C++ compiler; on CUDA no Triton, or an old card."""
+    """UsageError where nothing could be compiled or run: on a CPU no C++ compiler; on CUDA no Triton, or an old card."""
+    if device.type == "cpu":
+        check_cpp()
+    elif device.type == "cuda":
+        check_triton(device)
+
+
+def check_cpp() -> None:
+    """UsageError where torch finds no C++ compiler."""
     try:
         import_module("torch._inductor.cpp_builder").get_cpp_compiler()
     except RuntimeError:  # torch's own are of this kind, on Windows too
         remedy = "install one, such as g++, or leave compile off"
         raise UsageError("needs a C++ compiler", place="model.compile", remedy=remedy) from None
-    if device.type != "cuda":
-        return
+
+
+def check_triton(device: torch.device) -> None:
+    """UsageError where Triton is missing, as on Windows, or demands another card."""
     try:
         import_module("triton")
     except ImportError:
