@@ -25,7 +25,7 @@ OLDEST_CARD = (7, 0)
 
 
 def check_compiler(device: torch.device) -> None:
-    """UsageError where nothing could be compiled or run: on a CPU no C++ compiler; on CUDA no Triton, or an old card."""
+    """UsageError where nothing could be compiled or run: on a CPU no C++ compiler, on CUDA no Triton or an old card."""
     if device.type == "cpu":
         check_cpp()
     elif device.type == "cuda":
