@@ -87,6 +87,7 @@ def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
     """What a whole epoch takes, and what it ran on."""
     pairs, images = result.pairs / result.epoch, result.images / result.epoch
     faster = f"; {earlier.epoch / result.epoch:.2f} times as fast as before" if earlier else ""
+    without = f" without {', '.join(result.absent)}" if result.absent else ""
     syncs = "" if result.host_syncs is None else f"; the host waited {result.host_syncs} times an epoch"
     return [
         f"epoch: {spread(result.epochs)} s, stages overlapping; the first {result.first_epoch:.1f} s",
@@ -94,7 +95,7 @@ def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
         *repeated(result),
         f"{result.utilisation:.1%} of the matrix rate, which is {result.matrix_rate / 1e12:.3g} TFLOP/s",
         *impossible(result),
-        f"peak {peaks(result)} GB, micro_batch {result.micro_batch}; "
+        f"peak {peaks(result)} GB{without}, micro_batch {result.micro_batch}; "
         f"graphs compiled after the first epoch: {result.new_graphs}{syncs}",
         f"{result.device}, torch {result.torch}, sdpo {result.sdpo}",
     ]

@@ -129,6 +129,20 @@ def test_writes_over_nothing_but_a_result(workplace, capsys, text):
     assert Path("victim.yaml").read_text() == text
 
 
+def test_rewards_that_were_left_out_are_named_beside_the_memory(measured):
+    result = read_result(measured / "a.json")
+    assert result.absent == []
+    lines = summary(replace(result, peaks_gb=[2.5], absent=["aesthetic", "hpsv2"]), None)
+    assert any(line.startswith("peak 2.5 GB without aesthetic, hpsv2, micro_batch 2; ") for line in lines)
+
+
+def test_a_result_from_before_they_were_kept_is_read(measured, tmp_path):
+    kept = json.loads((measured / "a.json").read_text())
+    del kept["absent"]
+    (tmp_path / "old.json").write_text(json.dumps(kept))
+    assert read_result(tmp_path / "old.json").absent == ()
+
+
 def test_more_than_the_whole_rate_is_said_to_be_none(measured):
     result = read_result(measured / "a.json")
     stages = {name: replace(stage, utilisation=0.9) for name, stage in result.stages.items()}
@@ -178,8 +192,12 @@ class TestRandomWeights:
         assert all(not chosen.needs() for chosen in (random.model, *random.rewards))
 
     def test_of_a_model_whose_architecture_is_unknown_is_refused(self):
-        with pytest.raises(UsageError, match=r"^--random-weights: the architecture of emoji-turbo is not known"):
+        with pytest.raises(UsageError) as fault:
             with_random_weights(load_recipe("quickstart"))
+        assert str(fault.value) == (
+            "--random-weights: the architecture of emoji-turbo is not known without a download; "
+            "name a recipe of a known checkpoint, such as aesthetic, or leave it out"
+        )
 
 
 def small(family) -> Architecture:

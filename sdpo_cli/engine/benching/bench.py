@@ -65,6 +65,7 @@ def bench(
 def bench_once(resolved: ResolvedRecipe, *, epochs: int, random_weights: bool) -> Generator[Event, None, BenchResult]:
     """One measurement: load, a first epoch, `epochs` as in training, `epochs` with each stage waited for."""
     yield StageStarted("load", 0, 0)
+    absent: Sequence[str] = ()
     if random_weights:
         resolved, absent = with_random_weights(resolved)
         if absent:
@@ -73,10 +74,12 @@ def bench_once(resolved: ResolvedRecipe, *, epochs: int, random_weights: bool) -
     setup.model.add_adapter(adapter_options(setup.recipe.model, setup.recipe.seed))
     optimizer = make_optimizer(setup.recipe.train, setup.model.trainable().values())
     run = Run(Seat(setup), RunFolder(Path()), optimizer)
-    return (yield from measure(run, epochs, random_weights=random_weights))
+    return (yield from measure(run, epochs, random_weights=random_weights, absent=absent))
 
 
-def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, None, BenchResult]:
+def measure(
+    run: Run, epochs: int, *, random_weights: bool, absent: Sequence[str] = ()
+) -> Generator[Event, None, BenchResult]:
     """The measurement itself."""
     setup, device = run.setup, run.setup.model.device
     yield StageStarted("rollout", 0, 0, "first epoch")
@@ -95,6 +98,7 @@ def measure(run: Run, epochs: int, *, random_weights: bool) -> Generator[Event, 
     return BenchResult(
         recipe=setup.recipe.model_dump(mode="json"),
         random_weights=random_weights,
+        absent=absent,
         device=device_name(device),
         torch=torch.__version__,
         sdpo=sdpo_cli.__version__,

@@ -26,7 +26,7 @@ def with_random_weights(resolved: ResolvedRecipe) -> tuple[ResolvedRecipe, list[
         raise UsageError(
             f"the architecture of {resolved.model.name} is not known without a download",
             place="--random-weights",
-            remedy="name a known checkpoint such as sd-turbo as model, or leave it out",
+            remedy="name a recipe of a known checkpoint, such as aesthetic, or leave it out",
         )
     model = respecified(resolved.model, load=spec.load_random, needs=needs_nothing)
     absent = [reward.name for reward in resolved.rewards if reward.needs()]

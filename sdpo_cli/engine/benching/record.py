@@ -70,6 +70,7 @@ class BenchResult(Conditions):
         new_graphs: how many were compiled after the first epoch: 0, unless shapes change.
         host_syncs: how often the host waited for the device in one epoch; None where it cannot be counted.
         repeats: seconds of an epoch in each of several such measurements, this one among them.
+        absent: rewards whose time and memory are left out, as something else stood in for them.
     """
 
     torch: str
@@ -87,6 +88,7 @@ class BenchResult(Conditions):
     host_syncs: int | None
     repeats: Sequence[float]
     format: int = FORMAT
+    absent: Sequence[str] = ()
 
     @property
     def epoch(self) -> float:
@@ -123,7 +125,7 @@ def read_result(path: Path) -> BenchResult:
         found = json.loads(read_text(path))
         check_format(found["format"], path)
         stages = {name: Stage(**stage) for name, stage in found["stages"].items()}
-        known = {name: found[name] for name in BenchResult.__dataclass_fields__}
+        known = {name: found[name] for name in BenchResult.__dataclass_fields__ if name in found}
         return BenchResult(**{**known, "stages": stages})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError("not a result of sdpo bench", place=str(path), remedy=remedy) from error
