@@ -94,7 +94,6 @@ def summary(result: "BenchResult", earlier: "BenchResult | None") -> list[str]:
         f"{pairs:.3g} pairs/s, {images:.3g} images/s{faster}",
         *repeated(result),
         f"{result.utilisation:.1%} of the matrix rate, which is {result.matrix_rate / 1e12:.3g} TFLOP/s",
-        *impossible(result),
         f"peak {peaks(result)} GB{without}, micro_batch {result.micro_batch}; "
         f"graphs compiled after the first epoch: {result.new_graphs}{syncs}",
         f"{result.device}, torch {result.torch}, sdpo {result.sdpo}",
@@ -107,13 +106,6 @@ def repeated(result: "BenchResult") -> list[str]:
     if len(rates) < 2:
         return []
     return [f"the one in the middle of {len(rates)} measurements, {rates[0]:.3g} to {rates[-1]:.3g} pairs/s"]
-
-
-def impossible(result: "BenchResult") -> list[str]:
-    """A warning where stages seem to have more than the whole rate."""
-    if all((stage.utilisation or 0) <= 1 for stage in result.stages.values()):
-        return []
-    return ["more than 100 % of it: other programs slowed the matrix product, and maybe the epochs; measure again"]
 
 
 def peaks(result: "BenchResult") -> str:

@@ -143,17 +143,6 @@ def test_a_result_from_before_they_were_kept_is_read(measured, tmp_path):
     assert read_result(tmp_path / "old.json").absent == ()
 
 
-def test_more_than_the_whole_rate_is_said_to_be_none(measured):
-    result = read_result(measured / "a.json")
-    stages = {name: replace(stage, utilisation=0.9) for name, stage in result.stages.items()}
-    plain, odd = (
-        summary(replace(result, stages={**stages, "decode": replace(stages["decode"], utilisation=share)}), None)
-        for share in (1.0, 1.1)
-    )
-    said = "more than 100 % of it: other programs slowed the matrix product, and maybe the epochs; measure again"
-    assert (said in plain, said in odd) == (False, True)
-
-
 def test_tries_before_it_measures_whether_it_can_write(monkeypatch, capsys):
     monkeypatch.setattr(engine_bench, "bench", lambda *args, **kwargs: pytest.fail("measured"))
     name = "a" * 300
