@@ -24,9 +24,8 @@ def remarks(seat: Seat) -> Iterator[Note]:
     wanted, fits = seat.setup.micro_batch, seat.micro_batch
     if fits < wanted:
         most = max(part for part in range(1, fits + 1) if seat.setup.batch % part == 0)  # a recipe has no other
-        yield Note(
-            f"{fits} pairs fit into memory where {wanted} did not; train.micro_batch={most} spares later runs the tries"
-        )
+        tried = f"{fits} pairs fit into memory where {wanted} did not"
+        yield Note(f"{tried}; train.micro_batch={most} spares later runs the tries")
     wanted, shown = seat.setup.decoded_at_once(fits), seat.pictures
     if shown and shown < wanted:
         tried = f"{shown} pictures fit into memory where {wanted} did not"
